@@ -1,0 +1,1 @@
+"""The DeepSeek-V3 mixture-of-experts model: its room; the architecture itself is not in this release."""

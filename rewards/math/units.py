@@ -1,0 +1,56 @@
+"""What may stand after a number without changing its value: units, percent, degrees, currency."""
+
+import re
+
+from .latex import TEXT_COMMAND
+
+CURRENCY = "€£¥₹"
+_POWER = r"(?:\^\s*(?:[23]|\{\s*[23]\s*\})|[²³])?"
+# Unit symbols that need no blank before them; single letters are left out, they may be variables.
+_SYMBOL = r"(?:[kcdm]m/[hs]|[kcdm]m|[km]g|m[lL]|ft|in|oz|lbs?|mph|km/h|hrs?|min|secs?|cents)"
+_PIECE = re.compile(
+    rf"""\s*(?:
+        \\?% | [{CURRENCY}] | m[²³]
+      | \^\s*(?:\\circ|\{{\s*\\circ\s*\}}) | \\degree(?![A-Za-z])
+      | {TEXT_COMMAND}(?P<text>[A-Za-z\s./,()-]*)\}}{_POWER}
+      | {_SYMBOL}(?![A-Za-z]){_POWER}
+      )
+      | \s+(?P<word>[A-Za-z]{{3,}}|of|in|on|at|by|sq|sq\.|pm|am){_POWER}(?![A-Za-z0-9])""",
+    re.VERBOSE,
+)
+_MAX_PIECES = 16
+
+# Words that make another value of a number ("5 million") or offer a second one ("72 or 73") ...
+VALUE_WORDS = frozenset(
+    """
+    or and to versus less more minus plus times over mod modulo base point
+    squared cubed factorial choose power root sqrt frac sin cos tan sec csc cot log ln exp pi inf infinity
+    zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty
+    sixty seventy eighty ninety
+    hundred thousand million billion trillion hundreds thousands millions billions trillions
+    dozen dozens score half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths
+    seventh sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths
+    """.split()
+)
+# ... and words that take it back or go on about it: after any of these a number is not plain.
+_DOUBT_WORDS = frozenset(
+    """
+    not no nor but than if is are was wrong incorrect except either else unless through until
+    approximately about around between
+    """.split()
+)
+_NOT_UNITS = VALUE_WORDS | _DOUBT_WORDS
+
+
+def only_units(rest: str) -> bool:
+    """True if `rest`, the tidied text after a number, leaves the number's value unchanged."""
+    position = 0
+    for _ in range(_MAX_PIECES):
+        piece = _PIECE.match(rest, position)
+        if piece is None:
+            break
+        words = (piece["text"] or piece["word"] or "").lower()
+        if not _NOT_UNITS.isdisjoint(re.findall(r"[a-z]+", words)):
+            return False
+        position = piece.end()
+    return not rest[position:].strip()

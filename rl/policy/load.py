@@ -1,0 +1,122 @@
+"""Loading a causal LM and its tokenizer: from a folder, the hub, or random weights of a named architecture."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl.recipe import ModelSpec, ScratchModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Attention-only decoders whose layers go through transformers' attention interface in plain causal form.
+# Others are served by padding and `generate`.
+SUPPORTED_TYPES = frozenset(
+    {
+        "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "cohere", "cohere2",
+        "olmo2", "olmo3", "phi3", "smollm3", "starcoder2", "glm4", "ministral", "seed_oss", "helium", "arcee",
+        "qwen2_moe", "qwen3_moe", "mixtral", "olmoe",
+    }
+)  # fmt: skip
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """The tokenizer, with a padding token (EOS where it has none)."""
+    from transformers import AutoTokenizer
+
+    source = spec.tokenizer or spec.path
+    if source is None:
+        assert spec.scratch is not None
+        return character_tokenizer(spec.scratch.characters)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=spec.revision if source == spec.path else None)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(spec: ModelSpec, tokenizer: Any, *, seed: int = 0, dtype: torch.dtype | None = None) -> Any:
+    """The model in `dtype` (the recipe's compute type unless given), in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = dtype or DTYPES[spec.dtype]
+    if spec.path is not None:
+        model = AutoModelForCausalLM.from_pretrained(
+            spec.path, revision=spec.revision, dtype=dtype, attn_implementation=spec.attention
+        )
+    else:
+        assert spec.scratch is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # the only use of torch's global stream: random initial weights
+            model = AutoModelForCausalLM.from_config(scratch_config(spec.scratch, tokenizer), dtype=torch.float32)
+        model = model.to(dtype)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def scratch_config(scratch: ScratchModel, tokenizer: Any) -> Any:
+    """The Hugging Face config of a model that starts from random weights."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(
+        scratch.family,
+        vocab_size=len(tokenizer),
+        hidden_size=scratch.hidden_size,
+        intermediate_size=scratch.intermediate_size,
+        num_hidden_layers=scratch.layers,
+        num_attention_heads=scratch.heads,
+        num_key_value_heads=scratch.kv_heads,
+        head_dim=scratch.hidden_size // scratch.heads,
+        max_position_embeddings=scratch.max_positions,
+        tie_word_embeddings=scratch.tie_embeddings,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **scratch.config,
+    )
+
+
+def character_tokenizer(characters: str | None = None) -> Any:
+    """One token per character, plus <pad>, <s>, </s> and the think/answer tags as single tokens."""
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.decoders import Fuse
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Split
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    characters = characters or "\n" + "".join(map(chr, range(32, 127)))
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    tags = ["<think>", "</think>", "<answer>", "</answer>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *tags, *sorted(set(characters))])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Split(Regex(r"(?s)."), "isolated")
+    tokenizer.add_tokens(tags)  # known to the vocabulary: matched whole before the split
+    tokenizer.decoder = Fuse()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def stop_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends a completion: the tokenizer's EOS and those of the generation config."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in [tokenizer.eos_token_id, *ids] if i is not None}))
+
+
+def checksum(model: Any) -> str:
+    """sha256 over names and bytes of all parameters."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def is_local(path: str) -> bool:
+    """Whether a model path means a folder here, rather than a hub id such as `org/name`."""
+    return Path(path).expanduser().is_dir() or path.startswith((".", "/", "~")) or path.count("/") != 1

@@ -1,0 +1,269 @@
+"""The recipe: strict typed models whose defaults are the vetted settings. Reading one is in `recipe_io.py`.
+
+Batch sizes, once and for all:
+    one step    = prompts_per_step prompts x samples_per_prompt completions are sampled and scored,
+                  then cut into minibatches_per_step mini-batches;
+    one update  = one mini-batch = one optimizer update, its gradient accumulated over micro-batches;
+    micro-batch = one forward and backward of at most tokens_per_microbatch packed tokens on one process.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from data.spec import ProblemSpec
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from rewards.spec import RewardSpec
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ScratchModel(Strict):
+    """A model from random weights (quickstarts and tests)."""
+
+    family: str = Field("llama", description="a transformers model_type")
+    hidden_size: Positive = 128
+    intermediate_size: Positive = 384
+    layers: Positive = 4
+    heads: Positive = 4
+    kv_heads: Positive = 2
+    max_positions: Positive = 512
+    tie_embeddings: bool = False
+    characters: str | None = Field(None, description="alphabet of the tokenizer; None = printable ASCII")
+    config: dict[str, Any] = Field(default_factory=dict, description="further fields of the model's config")
+
+
+class ModelSpec(Strict):
+    path: str | None = Field(None, description="folder or hub id of a causal LM")
+    revision: str | None = None
+    scratch: ScratchModel | None = None
+    tokenizer: str | None = Field(None, description="folder or hub id; None = the model's own")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="compute type; masters are float32")
+    attention: str = Field("sdpa", description="attention of padded forwards (packed ones use our own)")
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSpec:
+        if (self.path is None) == (self.scratch is None):
+            raise ValueError("give exactly one of model.path and model.scratch")
+        return self
+
+
+class SamplingSpec(Strict):
+    max_tokens: Positive = Field(1024, description="longest completion, EOS included")
+    min_tokens: int = Field(0, ge=0, description="EOS is not drawn before")
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0 = all")
+    stop_token_ids: tuple[int, ...] = Field((), description="besides the model's own EOS tokens")
+
+
+class RolloutSpec(SamplingSpec):
+    engine: Literal["local"] = "local"
+    max_slots: Positive = Field(64, description="sequences decoded at a time")
+    max_prompt_tokens: Positive = 1024
+    over_long_prompts: Literal["drop", "error"] = "drop"
+
+
+class AdvantageSpec(Strict):
+    scale: Literal["group", "batch", "none"] = "group"
+    baseline: Literal["mean", "leave-one-out"] = "mean"
+    eps: float = Field(1e-6, gt=0)
+
+
+class LossSpec(Strict):
+    kind: Literal["ppo", "gspo", "cispo"] = "ppo"
+    clip_low: float = Field(0.2, gt=0, le=1)
+    clip_high: float = Field(0.2, gt=0)
+    dual_clip: float | None = Field(None, gt=1)
+    cap: float = Field(5.0, gt=0, description="largest ratio of cispo")
+    aggregation: Literal["sequence", "token", "constant"] = "sequence"
+
+
+class KLSpec(Strict):
+    coefficient: float = Field(0.0, ge=0, description="0 loads no reference at all")
+    place: Literal["loss", "reward"] = "loss"
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    unbiased: bool = Field(False, description="multiply by the ratio with its gradient (DeepSeek-V3.2)")
+
+
+class ReferenceSpec(Strict):
+    """`replace_every` counts optimizer updates (R1: 400); `ema` moves it after each update."""
+
+    replace_every: Positive | None = None
+    ema: float | None = Field(None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ReferenceSpec:
+        if self.replace_every is not None and self.ema is not None:
+            raise ValueError("give at most one of reference.replace_every and reference.ema")
+        return self
+
+
+class TruncationSpec(Strict):
+    """Completions that hit max_tokens: kept, left out of the loss, or penalised (DAPO 2503.14476 eq. 13)."""
+
+    mode: Literal["keep", "mask", "penalty"] = "keep"
+    buffer: Positive = Field(4096, description="penalty: tokens over which it grows from 0 to -1")
+
+
+class DynamicSamplingSpec(Strict):
+    """DAPO: replace groups whose rewards are all equal by fresh prompts, in at most `max_rounds` rounds."""
+
+    max_rounds: int = Field(0, ge=0)
+
+
+class CorrectionSpec(Strict):
+    kind: Literal["none", "tis", "mis", "sequence-mask"] = "none"
+    cap: float = Field(2.0, gt=0)
+    low: float = Field(0.5, ge=0)
+    high: float = Field(5.0, gt=0)
+
+
+class GRPOSpec(Strict):
+    steps: Positive = Field(100, description="rollouts; updates = steps * minibatches_per_step * epochs_per_step")
+    prompts_per_step: Positive = 32
+    samples_per_prompt: Positive = 8
+    minibatches_per_step: Positive = 1
+    epochs_per_step: Positive = 1
+    tokens_per_microbatch: Positive = 8192
+    share_prompts: bool = Field(True, description="compute a group's prompt once per micro-batch")
+    skip_uninformative: bool = Field(True, description="no forward for completions whose gradient is zero")
+    old_logprobs: Literal["trainer", "sampler"] = "trainer"
+    max_seconds: float | None = Field(None, gt=0, description="stop after this much training time")
+    advantage: AdvantageSpec = AdvantageSpec()
+    loss: LossSpec = LossSpec()
+    kl: KLSpec = KLSpec()
+    reference: ReferenceSpec = ReferenceSpec()
+    truncation: TruncationSpec = TruncationSpec()
+    dynamic_sampling: DynamicSamplingSpec = DynamicSamplingSpec()
+    correction: CorrectionSpec = CorrectionSpec()
+
+    @model_validator(mode="after")
+    def _batches(self) -> GRPOSpec:
+        if self.samples_per_prompt < 2:
+            raise ValueError("samples_per_prompt must be at least 2: advantages are relative to the group")
+        if self.prompts_per_step % self.minibatches_per_step:
+            raise ValueError(
+                f"minibatches_per_step ({self.minibatches_per_step}) must divide prompts_per_step "
+                f"({self.prompts_per_step}): groups are not split; nearest that does: "
+                f"{_nearest_divisor(self.prompts_per_step, self.minibatches_per_step)}"
+            )
+        return self
+
+
+class SFTSpec(Strict):
+    epochs: float = Field(2.0, gt=0)
+    steps: Positive | None = Field(None, description="updates; overrides epochs")
+    batch_size: Positive = Field(128, description="documents per update, over all processes")
+    tokens_per_microbatch: Positive = 8192
+    max_tokens: Positive = Field(32768, description="documents longer than this are dropped, and counted")
+    max_seconds: float | None = Field(None, gt=0, description="stop after this much training time")
+
+
+class OptimizerSpec(Strict):
+    learning_rate: float = Field(1e-6, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    warmup_updates: int = Field(0, ge=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    final_ratio: Fraction = Field(0.1, description="of the learning rate, at the end of cosine or linear")
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+
+
+class EvaluateSpec(SamplingSpec):
+    """avg@k with standard error, pass@k (unbiased) and maj@k. The defaults are DeepSeek-R1's sampling."""
+
+    data: ProblemSpec | None = None
+    sets: dict[str, ProblemSpec] = Field(default_factory=dict, description="name -> problems")
+    rewards: list[RewardSpec] = Field(default_factory=lambda: [RewardSpec(name="math")])
+    samples: Positive = 1
+    temperature: float = Field(0.6, ge=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_slots: Positive = 64
+    every: int = Field(0, ge=0, description="during training: every N steps; 0 = only at the end")
+    at_start: bool = False
+
+    def problem_sets(self) -> dict[str, ProblemSpec]:
+        return {**({"held_out": self.data} if self.data else {}), **self.sets}
+
+
+class CheckpointSpec(Strict):
+    every: Positive = Field(50, description="steps")
+    keep: Positive = Field(2, description="newest ones kept")
+
+
+class LogSpec(Strict):
+    samples_every: int = Field(10, ge=0, description="show a few completions every N steps; 0 = never")
+    samples_shown: Positive = 2
+    wandb: str | None = Field(None, description="project name")
+    tensorboard: bool = False
+
+
+class RunSpec(Strict):
+    """What every pipeline has."""
+
+    output_dir: str
+    seed: int = 0
+    resume: Literal["auto", "never"] = "auto"
+    model: ModelSpec
+    log: LogSpec = LogSpec()
+
+
+class TrainSpec(RunSpec):
+    optimizer: OptimizerSpec = OptimizerSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    evaluate: EvaluateSpec | None = None
+
+
+class GRPORecipe(TrainSpec):
+    pipeline: Literal["grpo"]
+    data: ProblemSpec
+    rewards: list[RewardSpec] = Field(min_length=1)
+    rollout: RolloutSpec = RolloutSpec()
+    grpo: GRPOSpec = GRPOSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GRPORecipe:
+        if self.rollout.temperature == 0:
+            raise ValueError("rollout.temperature must be above 0: greedy groups are uniform")
+        narrowed = self.rollout.top_p < 1 or self.rollout.top_k > 0
+        if narrowed and self.grpo.correction.kind != "none":
+            raise ValueError(
+                "grpo.correction needs rollout.top_p 1 and rollout.top_k 0: a narrowed sampler has another support"
+            )
+        return self
+
+
+class SFTRecipe(TrainSpec):
+    pipeline: Literal["sft"]
+    data: ProblemSpec
+    sft: SFTSpec = SFTSpec()
+
+
+class EvalRecipe(RunSpec):
+    pipeline: Literal["eval"]
+    evaluate: EvaluateSpec
+
+
+class StagesRecipe(Strict):
+    """Recipes run one after another; `${NAME.model}` in a later one is the model that stage NAME wrote."""
+
+    pipeline: Literal["stages"]
+    output_dir: str
+    seed: int = 0
+    stages: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
+Recipe = Annotated[GRPORecipe | SFTRecipe | EvalRecipe | StagesRecipe, Field(discriminator="pipeline")]
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - wanted), d))

@@ -1,0 +1,208 @@
+"""Reading a recipe: YAML with `extends:`, dotted overrides, and errors that say what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from rl.recipe import EvalRecipe, GRPORecipe, Recipe, SFTRecipe, StagesRecipe
+
+PIPELINES: dict[str, type[BaseModel]] = {
+    "grpo": GRPORecipe,
+    "sft": SFTRecipe,
+    "eval": EvalRecipe,
+    "stages": StagesRecipe,
+}
+SHIPPED = (Path(__file__).parent / "shipped_recipes", Path(__file__).parent.parent / "recipes")
+
+
+class RecipeError(ValueError):
+    """A recipe or its input is wrong; the message names the field, the reason and the fix."""
+
+
+def load_recipe(path: str, overrides: Iterable[str] = ()) -> Any:
+    """Reads, merges and validates a recipe. Raises RecipeError with every problem found."""
+    raw = read_yaml(find_recipe(path))
+    for override in overrides:
+        apply_override(raw, override)
+    return validate(raw)
+
+
+def find_recipe(path: str) -> Path:
+    """The file as given, or the recipe of that name that ships with the package."""
+    given = Path(path)
+    if given.is_file():
+        return given
+    names = [given.name] if given.suffix in (".yaml", ".yml") else [given.name + ".yaml"]
+    for folder in SHIPPED:
+        for name in names:
+            if str(given.parent) in (".", "recipes") and (folder / name).is_file():
+                return folder / name
+    known = sorted({p.name for folder in SHIPPED if folder.is_dir() for p in folder.glob("*.yaml")})
+    here = [str(p) for p in given.parent.glob("*.yaml")] if given.parent.is_dir() else []
+    raise RecipeError(f"no recipe file {path}{nearest(given.name, [*known, *here])}")
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's mapping merged over the one it `extends` (a path relative to the file)."""
+    path = path.resolve()
+    if path in seen:
+        raise RecipeError("extends: recipes extend each other in a circle: " + " -> ".join(p.name for p in seen))
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path.name} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path.name} must be a mapping of fields, such as `pipeline: grpo`")
+    base = raw.pop("extends", None)
+    if base is None:
+        return raw
+    parent = path.parent / str(base)
+    if not parent.is_file():
+        raise RecipeError(
+            f"extends: no file {base} beside {path.name}{nearest(str(base), [p.name for p in path.parent.glob('*.yaml')])}"
+        )
+    return merge(read_yaml(parent, (*seen, path)), raw)
+
+
+# Fields of which exactly one may be given: naming another one replaces what the base recipe said.
+EXCLUSIVE = (
+    {"path", "scratch"},
+    {"path", "hub", "generator"},
+)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` wins; mappings are merged field by field, everything else is replaced."""
+    merged = dict(base)
+    for group in EXCLUSIVE:
+        if group & over.keys():
+            for name in group - over.keys():
+                merged.pop(name, None)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Sets one `dotted.key=value` in place; the value is read as YAML. List items by number: `rewards.0.weight=2`."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError(f"override {override!r} must look like dotted.key=value")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {key}: the value is not valid YAML: {error}") from error
+    node: Any = raw
+    parts = key.strip().split(".")
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        where = ".".join(parts[: i + 1])
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise RecipeError(f"override {where}: the list has {len(node)} items, numbered from 0")
+            if last:
+                node[int(part)] = value
+            else:
+                node = node[int(part)]
+        elif isinstance(node, dict):
+            if last:
+                merged = merge(node, {part: value})
+                node.clear()
+                node.update(merged)
+            else:
+                if node.get(part) is None:
+                    node.update(merge(node, {part: {}}))
+                node = node[part]
+        else:
+            raise RecipeError(f"override {where}: {'.'.join(parts[:i])} is {node!r}, which has no fields")
+
+
+def validate(raw: Mapping[str, Any]) -> Any:
+    """The typed recipe; RecipeError lists each wrong field with its reason and the nearest valid name."""
+    pipeline = raw.get("pipeline")
+    if pipeline not in PIPELINES:
+        said = "is missing" if pipeline is None else f"{pipeline!r} is unknown"
+        raise RecipeError(f"pipeline: {said}{nearest(str(pipeline), PIPELINES)}; one of {', '.join(PIPELINES)}")
+    try:
+        return TypeAdapter(Recipe).validate_python(_numbers(dict(raw)))
+    except ValidationError as error:
+        lines = [_explain(detail, PIPELINES[str(pipeline)]) for detail in error.errors()]
+        raise RecipeError("\n".join(dict.fromkeys(lines))) from error
+
+
+def dump(recipe: BaseModel) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _numbers(value: Any) -> Any:
+    """YAML reads 3e-6 as text (it wants 3.0e-6); everyone writes 3e-6, so numbers in text form become numbers."""
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
+    return value
+
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+def _explain(detail: ErrorDetails, root: type[BaseModel]) -> str:
+    location = [part for part in detail["loc"] if part not in PIPELINES]
+    field = ".".join(str(part) for part in location)
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        siblings = _fields_at(root, location[:-1])
+        hint = nearest(str(location[-1]), siblings)
+        listing = "" if hint else f"; fields here: {', '.join(siblings)}"
+        return f"{field}: unknown field{hint}{listing}"
+    if detail["type"] == "missing":
+        return f"{field}: required, but not given"
+    given = detail.get("input")
+    shown = f" (given: {given!r})" if not isinstance(given, dict | list | BaseModel) and given is not None else ""
+    if detail["type"] == "literal_error":
+        expected = str(detail.get("ctx", {}).get("expected", "")).replace("'", "").replace(" or ", ", ")
+        return f"{field}: {message}{shown}{nearest(str(given), expected.split(', '))}"
+    return f"{field or 'recipe'}: {message}{shown}"
+
+
+def _fields_at(root: type[BaseModel], location: list[Any]) -> list[str]:
+    """Names of the fields of the model that a location leads to."""
+    current: Any = root
+    for part in location:
+        if isinstance(part, str) and isinstance(current, type) and part in current.model_fields:
+            current = _model_in(current.model_fields[part].annotation)
+        else:
+            current = _model_in(current)
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def _model_in(annotation: Any) -> Any:
+    """The pydantic model inside Optional[...], list[...] or dict[str, ...]."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list, dict, typing.Annotated):
+        for argument in typing.get_args(annotation):
+            found = _model_in(argument)
+            if found is not None:
+                return found
+    return None
