@@ -65,10 +65,11 @@ def load_problems(spec: Mapping[str, Any] | ProblemSpec) -> "Dataset":
 
 
 def describe_problems(spec: Mapping[str, Any] | ProblemSpec) -> tuple[list[str], int | None]:
-    """(column names, number of rows) of what `load_problems` would give, from the first rows only.
+    """(column names, number of rows) of what `load_problems` would give, for checks before a run.
 
-    The number is None where only loading everything would tell. Raises DataError as `load_problems` does,
-    as far as the first hundred rows show it. A generator's count is taken at its word.
+    The columns come from the first hundred rows; DataError as `load_problems` raises it, as far as these
+    show it. The number is None for a hub data set and where rows may be dropped (`held_out`,
+    `on_error: skip`). A generator's count is taken at its word.
     """
     spec = _as_spec(spec)
     sampled = spec

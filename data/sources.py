@@ -38,15 +38,12 @@ def read_rows(spec: ProblemSpec, *, streaming: bool = False) -> Iterator[Row]:
 
 
 def count_rows(spec: ProblemSpec) -> int | None:
-    """The number of rows of the source if it can be had without parsing everything, else None."""
+    """The number of rows of the source, as cheaply as its format allows; None for a hub data set."""
     if spec.generator is not None:
         return spec.generator.count
     if spec.path is None:
         return None
-    files = find_files(spec.path)
-    if any(file.suffix not in _COUNTERS for file in files):
-        return None
-    return sum(_COUNTERS[file.suffix](file) for file in files)
+    return sum(_COUNTERS[file.suffix](file) for file in find_files(spec.path))
 
 
 def find_files(path: str | list[str]) -> list[Path]:
@@ -180,8 +177,12 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
-# JSON and CSV must be parsed to be counted (a quoted CSV cell may hold line breaks).
-_COUNTERS: dict[str, Callable[[Path], int]] = {".jsonl": _count_jsonl, ".parquet": _count_parquet}
+_COUNTERS: dict[str, Callable[[Path], int]] = {
+    ".jsonl": _count_jsonl,
+    ".json": lambda path: sum(1 for _ in _read_json(path)),
+    ".csv": lambda path: sum(1 for _ in _read_csv(path)),  # a quoted cell may hold line breaks
+    ".parquet": _count_parquet,
+}
 
 
 def _read_hub(spec: ProblemSpec, hub: str, streaming: bool) -> Iterator[Row]:

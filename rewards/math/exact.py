@@ -40,7 +40,8 @@ _PLAIN = re.compile(_UNSIGNED)
 
 # The left side of `m+n = 73`: a name or a sum of names, without coefficients.
 _NAME = re.compile(
-    r"(?:\\(?:text|mathrm|operatorname)\{[A-Za-z ]*\}|\\(?:angle|overline|triangle|alpha|beta|theta)(?![A-Za-z])"
+    r"(?:\\(?:text|mathrm|operatorname)\{[A-Za-z ]*\}"
+    r"|\\(?:angle|overline|triangle|alpha|beta|theta)(?![A-Za-z])"
     r"|[A-Za-z]|_(?:[0-9A-Za-z]|\{[0-9A-Za-z]+\})|\([A-Za-z0-9, ]*\)|[|+' {}-])+"
 )
 _MAX_NAME = 64

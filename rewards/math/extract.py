@@ -34,7 +34,9 @@ def extract_answer(response: str, *, mode: Mode = "any") -> str | None:
     if marks or unfinished:
         found = _last_mark(text, marks, unfinished)
     elif mode == "any":
-        found = _after_phrase(text) or _last_expression(text)
+        found = _after_phrase(text)
+        if found is None:
+            found = _last_expression(text)
     else:
         found = None
     return (found or "").strip() or None
@@ -48,7 +50,7 @@ def answer_text(response: str) -> str | None:
     return response[closed + len("</think>") :] if closed >= 0 else response
 
 
-# -- boxes and answer tags ------------------------------------------------------------------------------------
+# -- boxes and answer tags -------------------------------------------------------------------------
 
 _TOKEN = re.compile(
     r"(?P<box>\\{1,4}(?:boxed|fbox)\s*\{)"
@@ -107,14 +109,14 @@ def _last_mark(text: str, marks: list[_Mark], unfinished: list[int]) -> str | No
         if not siblings:
             break
         last = siblings[-1]
-        if any(start > last.start for start in unfinished):
+        found = text[last.inner : last.inner_end]
+        if not found.strip() or any(start > last.start for start in unfinished):
             return None
         first = len(siblings) - 1
         while first and _joined(text[siblings[first - 1].end : siblings[first].start]):
             first -= 1
         if first < len(siblings) - 1:
             return text[siblings[first].start : last.end]
-        found = text[last.inner : last.inner_end]
         inside = [mark for mark in marks if mark.start >= last.inner and mark.end <= last.inner_end]
         # A tag may hold prose around its box; a box counts as wrapping another only if it holds nothing else.
         if not last.is_tag and not any(found.strip() == text[mark.start : mark.end] for mark in inside[:1]):
@@ -139,7 +141,7 @@ def _joined(gap: str) -> bool:
     return _GLUE.fullmatch(gap) is not None and ("\n" not in gap or any(c in gap for c in ",;/|&"))
 
 
-# -- prose ----------------------------------------------------------------------------------------------------
+# -- prose -----------------------------------------------------------------------------------------
 
 _PHRASE = re.compile(
     r"\banswer\b[\s*_]*(?:(?:is|are|equals)\b[\s*_]*:?|[:=\uff1a])[\s*_]*"
@@ -166,13 +168,11 @@ _LEFTOVER = re.compile(r"^(?:[\s,*_)}\]~]|\\[,;: ]|(?:and|or|to)\b)+|[\s,*_({\[~
 
 
 def _after_phrase(text: str) -> str | None:
-    """The rest of the sentence after the last "answer is", "Answer:", "####"."""
-    last = None
-    for last in _PHRASE.finditer(text):
-        pass
-    if last is None:
+    """What follows the last "answer is", "Answer:", "####" in its sentence; None without such a phrase."""
+    ends = [phrase.end() for phrase in _PHRASE.finditer(text)]
+    if not ends:
         return None
-    sentence = _SENTENCE.match(text, last.end())
+    sentence = _SENTENCE.match(text, ends[-1])
     found = sentence[0] if sentence else ""
     if _PROSE.search(found) and parse_number(found) is None:
         return _last_expression(found) or found

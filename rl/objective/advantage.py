@@ -54,9 +54,9 @@ def group_advantages(
         squares = _per_group(torch.where(scored, (value - mean[group]) ** 2, 0.0), group, groups)
         spread = (squares / (count - 1).clamp(min=1)).sqrt()[group]
     elif scale == "batch":
-        spread = value[scored].std(correction=1) if int(scored.sum()) > 1 else torch.ones((), dtype=torch.float64)
+        spread = value[scored].std(correction=1) if int(scored.sum()) > 1 else reward.new_ones(())
     elif scale == "none":
-        spread = torch.tensor(1.0 - eps, dtype=torch.float64)
+        spread = reward.new_tensor(1.0 - eps)
     else:
         raise ValueError(f"scale must be 'group', 'batch' or 'none', not {scale!r}")
 
@@ -71,12 +71,12 @@ def uniform_groups(rewards: Tensor, group_ids: Tensor) -> Tensor:
     scored = ~torch.isnan(reward)
     _, group = torch.unique(group_ids, return_inverse=True)
     groups = int(group.max()) + 1 if len(group) else 0
-    low = torch.full((groups,), float("inf"), dtype=torch.float64)
-    high = torch.full((groups,), float("-inf"), dtype=torch.float64)
+    low = reward.new_full((groups,), float("inf"))
+    high = reward.new_full((groups,), float("-inf"))
     low = low.scatter_reduce(0, group[scored], reward[scored], "amin")
     high = high.scatter_reduce(0, group[scored], reward[scored], "amax")
     return ~(low < high)[group]
 
 
 def _per_group(values: Tensor, group: Tensor, groups: int) -> Tensor:
-    return torch.zeros(groups, dtype=torch.float64).index_add_(0, group, values)
+    return torch.zeros(groups, dtype=torch.float64, device=values.device).index_add_(0, group, values)

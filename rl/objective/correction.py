@@ -28,6 +28,8 @@ def correction_weights(
 ) -> Tensor | None:
     """Weights w [T] without gradient, or None for `none`; log-probabilities [T] of the same tokens.
 
+    Pass the tokens of the loss only: others would count in a sequence's mean.
+
     tis  min(w, cap): truncated importance sampling (Yao et al. 2025, "off-policy training").
     mis  w where low <= w <= high, else 0: masked importance sampling.
     sequence-mask  1 for sequences whose length-normalised ratio exp(mean_t log w) lies within [low, high],
@@ -55,6 +57,8 @@ def correction_weights(
 
 def mismatch(trainer_logp: Tensor, sampler_logp: Tensor) -> dict[str, Tensor]:
     """Of tokens [T]: the sum of k3, the largest |difference| and how many tokens are off by over 10 %.
+
+    Pass the tokens of the loss only.
 
     k3 is taken under the sampler, from whom the tokens come: KL(sampler || trainer), in nats.
     """

@@ -13,8 +13,12 @@ Estimator = Literal["k1", "k2", "k3"]
 LOG_RATIO_LIMIT = 40.0
 
 
-def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: Estimator = "k3") -> Tensor:
+def kl_estimate(
+    logp: Tensor, ref_logp: Tensor, kind: Estimator = "k3", mask: Tensor | None = None
+) -> Tensor:
     """Per-token estimate [T], in nats, from log pi and log pi_ref of the sampled tokens [T].
+
+    Tokens outside the mask give 0, whatever their log-probabilities, and get no gradient.
 
     k1 = log pi - log pi_ref: unbiased, any sign. k2 = k1^2 / 2: biased, its gradient is the KL's on-policy.
     k3 = pi_ref/pi - log(pi_ref/pi) - 1: unbiased, never negative (DeepSeekMath 2402.03300 eq. 4).
@@ -22,6 +26,8 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: Estimator = "k3") -> Tenso
     through: the value stays finite and a token that has drifted that far is still pulled back.
     """
     k1 = logp - ref_logp
+    if mask is not None:
+        k1 = torch.where(mask.to(torch.bool), k1, 0.0)
     if kind == "k1":
         return k1
     if kind == "k2":
@@ -34,6 +40,8 @@ def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: Estimator = "k3") -> Tenso
 def saturate(log_ratio: Tensor, limit: float = LOG_RATIO_LIMIT) -> Tensor:
     """Value clamped to +-limit, gradient as if it were not: d/dx = 1 everywhere.
 
-    A plain clamp has gradient zero exactly where the policies have drifted most.
+    A plain clamp has gradient zero exactly where the policies have drifted most. (x + (clamp(x) - x).detach()
+    would lose the value itself to cancellation from about 1e8 on.)
     """
-    return log_ratio + (log_ratio.clamp(-limit, limit) - log_ratio).detach()
+    slope = torch.where(torch.isfinite(log_ratio), log_ratio, 0.0)
+    return log_ratio.detach().clamp(-limit, limit) + (slope - slope.detach())

@@ -51,6 +51,8 @@ def policy_loss(
     token     sum over tokens / denominator = number of tokens
     constant  sum over tokens / denominator = batch size * maximum length (Dr. GRPO 2503.20783)
     """
+    if dual_clip is not None and dual_clip <= 1:
+        raise ValueError(f"dual_clip must be above 1, not {dual_clip}")
     keep = mask.to(torch.bool)
     log_ratio = torch.where(keep, logp - old_logp.detach(), 0.0)
     if kind == "gspo":

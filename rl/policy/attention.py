@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -128,68 +128,121 @@ class PackedLayout:
     The prompt of a group stands once in the pack, as a segment of its own; each completion is a segment
     whose prefix is the prompt. Exact: a completion's queries see the same keys as if the prompt stood
     before it, since position_ids go on from the prompt's.
+
+    Segments are brought into right-padded batches, one kernel call each. Right padding needs no mask under
+    causal attention: a real query never sees a later key.
     """
 
     segments: list[Segment]
     recorded: dict[int, tuple[Tensor, Tensor]] | None = None  # layer -> (k, v) [G, T, D], for prefill
-    _batches: list[_Batch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        together = defaultdict(list)
-        for segment in self.segments:
-            # Segments of one prefix, and prefix-free ones of like length, go through one call of the kernel.
-            # Right padding needs no mask under causal attention: a real query never sees a later key.
-            key = (segment.prefix_start, segment.prefix_length, segment.length if not segment.prefix_length else 0)
-            together[key].append(segment)
-        self._batches = [_Batch(group) for group in together.values()]
+        self.batches = _batches(self.segments)
+        # source: for every place in the padded batches, the packed token (0 for padding);
+        # place: for every packed token, its place in the padded batches.
+        source: list[int] = []
+        place = [0] * sum(s.length for s in self.segments)
+        for batch in self.batches:
+            for s in batch.segments:
+                place[s.start : s.start + s.length] = range(len(source), len(source) + s.length)
+                source += range(s.start, s.start + s.length)
+                source += [0] * (batch.longest - s.length)
+        self.identity = source == place
+        self.source, self.place = torch.tensor(source), torch.tensor(place)
 
     def attend(self, layer: int, q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, options: Options) -> Tensor:
         if self.recorded is not None:
             self.recorded[layer] = (k_GTD, v_GTD)
-        repeat = q_HTD.shape[0] // k_GTD.shape[0]
-        if repeat > 1:
-            k_GTD, v_GTD = k_GTD.repeat_interleave(repeat, 0), v_GTD.repeat_interleave(repeat, 0)
-        pieces = [batch.attend(q_HTD, k_GTD, v_GTD, options) for batch in self._batches]
-        order = [i for batch in self._batches for i in batch.indices]
-        packed = torch.cat(pieces, 1)
-        if order == list(range(len(order))):
-            return packed
-        return packed[:, torch.tensor(_inverse(order), device=packed.device)]
-
-
-def _inverse(order: list[int]) -> list[int]:
-    inverse = [0] * len(order)
-    for position, token in enumerate(order):
-        inverse[token] = position
-    return inverse
-
-
-class _Batch:
-    """Segments that share one kernel call, padded on the right to the longest."""
-
-    def __init__(self, segments: list[Segment]):
-        self.segments = segments
-        self.longest = max(s.length for s in segments)
-        self.indices = [i for s in segments for i in range(s.start, s.start + s.length)]
-
-    def attend(self, q_HTD: Tensor, k_HTD: Tensor, v_HTD: Tensor, options: Options) -> Tensor:
-        first = self.segments[0]
-        q, k, v = (self._rows(x) for x in (q_HTD, k_HTD, v_HTD))
-        mask = None
-        if first.prefix_length:
-            stop = first.prefix_start + first.prefix_length
-            rows = len(self.segments)
-            k = torch.cat([k_HTD[:, first.prefix_start : stop].expand(rows, -1, -1, -1), k], 2)
-            v = torch.cat([v_HTD[:, first.prefix_start : stop].expand(rows, -1, -1, -1), v], 2)
-        if first.prefix_length or (options.window is not None and self.longest > options.window):
-            positions = torch.arange(first.prefix_length + self.longest, device=q.device)
-            mask = causal_mask(positions[first.prefix_length :], positions, options.window)
-        out = attention_core(q, k, v, mask, options)  # [rows, H, longest, D]
-        return torch.cat([out[row, :, : s.length] for row, s in enumerate(self.segments)], 1)
-
-    def _rows(self, x_HTD: Tensor) -> Tensor:
-        rows = [
-            F.pad(x_HTD[:, s.start : s.start + s.length], (0, 0, 0, self.longest - s.length))
-            for s in self.segments
+        if self.source.device != q_HTD.device:
+            self.source, self.place = self.source.to(q_HTD.device), self.place.to(q_HTD.device)
+        packed = [x.transpose(0, 1) for x in (q_HTD, k_GTD, v_GTD)]  # [T, heads, D]
+        padded = packed if self.identity else [_Pad.apply(x, self.source, self.place) for x in packed]
+        pieces = [
+            batch.attend(*rows, k_GTD, v_GTD, options)
+            for batch, rows in zip(self.batches, self._split(padded), strict=True)
         ]
-        return torch.stack(rows)
+        out = torch.cat(pieces) if len(pieces) > 1 else pieces[0]  # [padded places, H, D]
+        if not self.identity:
+            out = _Unpad.apply(out, self.source, self.place)
+        return out.transpose(0, 1)
+
+    def _split(self, padded: list[Tensor]) -> Iterator[list[Tensor]]:
+        """Per batch: q, k, v as [rows, heads, longest, D]."""
+        sizes = [len(b.segments) * b.longest for b in self.batches]
+        for batch, *parts in zip(self.batches, *(x.split(sizes) for x in padded), strict=True):
+            yield [x.unflatten(0, (len(batch.segments), batch.longest)).transpose(1, 2) for x in parts]
+
+
+class _Pad(torch.autograd.Function):
+    """x[source]. Each token has one place, so the gradient is a gather too (autograd would scatter-add)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, source: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        return x[source]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad[ctx.saved_tensors[0]], None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """x[place]: the inverse of `_Pad`; padding gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, source: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.places = len(source)
+        return x[place]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        padded = grad.new_zeros(ctx.places, *grad.shape[1:])
+        padded[ctx.saved_tensors[0]] = grad
+        return padded, None, None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Segments of one kernel call, padded on the right to the longest; all have the same prefix, or none."""
+
+    segments: list[Segment]
+
+    @property
+    def longest(self) -> int:
+        return max(s.length for s in self.segments)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, k_GTD: Tensor, v_GTD: Tensor, options: Options) -> Tensor:
+        """q [rows, H, longest, D], k and v [rows, G, longest, D] -> [rows * longest, H, D]."""
+        rows, heads, longest, _ = q.shape
+        prefix = self.segments[0].prefix_length
+        mask = None
+        if prefix:
+            start = self.segments[0].prefix_start
+            k = torch.cat([k_GTD[:, start : start + prefix].expand(rows, -1, -1, -1), k], 2)
+            v = torch.cat([v_GTD[:, start : start + prefix].expand(rows, -1, -1, -1), v], 2)
+        if prefix or (options.window is not None and longest > options.window):
+            positions = torch.arange(prefix + longest, device=q.device)
+            mask = causal_mask(positions[prefix:], positions, options.window)
+        repeat = heads // k.shape[1]
+        if repeat > 1:
+            k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+        return attention_core(q, k, v, mask, options).transpose(1, 2).flatten(0, 1)
+
+
+def _batches(segments: list[Segment], waste: float = 0.25) -> list[_Batch]:
+    """Groups segments of one prefix; prefix-free ones by length, so that padding adds at most `waste`."""
+    together: dict[tuple[int, int], list[Segment]] = defaultdict(list)
+    for segment in segments:
+        together[segment.prefix_start if segment.prefix_length else -1, segment.prefix_length].append(segment)
+    batches: list[list[Segment]] = []
+    for (_, prefix_length), members in together.items():
+        members = members if prefix_length else sorted(members, key=lambda s: (-s.length, s.start))
+        batch: list[Segment] = []
+        for segment in members:
+            if batch and not prefix_length and segment.length < (1 - waste) * batch[0].length:
+                batches.append(batch)
+                batch = []
+            batch.append(segment)
+        batches.append(batch)
+    return [_Batch(batch) for batch in batches]

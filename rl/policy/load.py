@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,10 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     return tokenizer
 
 
-def load_model(spec: ModelSpec, tokenizer: Any, *, seed: int = 0, dtype: torch.dtype | None = None) -> Any:
-    """The model in `dtype` (the recipe's compute type unless given), in evaluation mode."""
+def load_model(spec: ModelSpec, tokenizer: Any, *, seed: int = 0, dtype: torch.dtype) -> Any:
+    """The model with parameters in `dtype`, without dropout, in evaluation mode."""
     from transformers import AutoModelForCausalLM
 
-    dtype = dtype or DTYPES[spec.dtype]
     if spec.path is not None:
         model = AutoModelForCausalLM.from_pretrained(
             spec.path, revision=spec.revision, dtype=dtype, attn_implementation=spec.attention
@@ -51,9 +49,22 @@ def load_model(spec: ModelSpec, tokenizer: Any, *, seed: int = 0, dtype: torch.d
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # the only use of torch's global stream: random initial weights
             model = AutoModelForCausalLM.from_config(scratch_config(spec.scratch, tokenizer), dtype=torch.float32)
-        model = model.to(dtype)
+        cast_parameters(model, dtype)
     model.config.use_cache = False
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # the policy that is trained must be the one that was sampled from
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.eval()
+
+
+def cast_parameters(model: Any, dtype: torch.dtype) -> None:
+    """Casts parameters in place; buffers (rotary frequencies) and what the model keeps in fp32 stay."""
+    kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    for name, parameter in model.named_parameters():
+        if not any(part in name.split(".") for part in kept):
+            parameter.data = parameter.data.to(dtype)
 
 
 def scratch_config(scratch: ScratchModel, tokenizer: Any) -> Any:
@@ -92,7 +103,7 @@ def character_tokenizer(characters: str | None = None) -> Any:
     tags = ["<think>", "</think>", "<answer>", "</answer>"]
     vocabulary = {token: i for i, token in enumerate([*special, *tags, *sorted(set(characters))])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Split(Regex(r"(?s)."), "isolated")
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.add_tokens(tags)  # known to the vocabulary: matched whole before the split
     tokenizer.decoder = Fuse()
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
@@ -106,15 +117,6 @@ def stop_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return tuple(sorted({i for i in [tokenizer.eos_token_id, *ids] if i is not None}))
-
-
-def checksum(model: Any) -> str:
-    """sha256 over names and bytes of all parameters."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def is_local(path: str) -> bool:

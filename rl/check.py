@@ -1,0 +1,259 @@
+"""`rl check`: everything that can be known about a recipe before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from data.problems import describe_problems
+from data.spec import ProblemSpec
+from rewards import RewardError, load_reward
+from rewards.spec import RewardSpec
+
+from rl.recipe import EvalRecipe, EvaluateSpec, GRPORecipe, ModelSpec, SFTRecipe, StagesRecipe, TrainSpec
+from rl.recipe_io import RecipeError, dump, nearest
+from rl.stages import stage_recipes
+
+GiB = 1024**3
+
+
+def preflight(recipe: Any) -> list[str]:
+    """Checks files, columns, rewards, model and batches of a recipe; raises RecipeError, returns warnings."""
+    if isinstance(recipe, StagesRecipe):
+        warnings: list[str] = []
+        made: list[str] = []
+        for name, stage in stage_recipes(recipe).items():
+            try:
+                warnings += [f"stages.{name}: {w}" for w in _preflight_one(stage, made)]
+            except ValueError as error:
+                raise RecipeError(f"stages.{name}.{error}") from error
+            made.append(str(Path(stage.output_dir) / "model"))
+        return warnings
+    return _preflight_one(recipe, [])
+
+
+def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
+    warnings = _check_model(recipe.model, made)
+    if isinstance(recipe, GRPORecipe):
+        columns = _check_data("data", recipe.data)
+        _check_rewards("rewards", recipe.rewards, columns)
+        warnings += _check_batches(recipe)
+        warnings += _check_positions(recipe, made)
+    if isinstance(recipe, SFTRecipe):
+        columns = _check_data("data", recipe.data)
+        if columns and "reasoning" not in columns and "{reasoning}" in _completion_template(recipe.data):
+            raise RecipeError(
+                "data.columns: no column `reasoning` to learn from"
+                f"{nearest('reasoning', columns)}; the data has {', '.join(columns)}: map one with "
+                "data.columns: {reasoning: COLUMN}"
+            )
+    evaluation = recipe.evaluate
+    if isinstance(evaluation, EvaluateSpec):
+        sets = evaluation.problem_sets()
+        if not sets:
+            raise RecipeError("evaluate: give evaluate.data or evaluate.sets")
+        for name, spec in sets.items():
+            field = "evaluate.data" if name == "held_out" else f"evaluate.sets.{name}"
+            _check_rewards("evaluate.rewards", evaluation.rewards, _check_data(field, spec))
+    if isinstance(recipe, TrainSpec):
+        _check_writable(recipe.output_dir)
+    return warnings
+
+
+def _check_model(spec: ModelSpec, made: list[str]) -> list[str]:
+    from rl.policy.load import is_local
+
+    if spec.path is None or spec.path in made:
+        return []
+    if not is_local(spec.path):
+        return [f"model.path: {spec.path} is a hub id; it is fetched when the run starts"]
+    folder = Path(spec.path).expanduser()
+    if not (folder / "config.json").is_file():
+        siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        reason = "has no config.json" if folder.is_dir() else "does not exist"
+        raise RecipeError(
+            f"model.path: folder {spec.path} {reason}; give a Hugging Face model folder or a hub id such as "
+            f"Qwen/Qwen2.5-1.5B{nearest(folder.name, siblings)}"
+        )
+    return []
+
+
+def _check_data(field: str, spec: ProblemSpec) -> list[str]:
+    """The columns of a data set; empty for one on the hub, which is not asked before the run."""
+    if spec.hub is not None:
+        return []
+    try:
+        return describe_problems(spec)[0]
+    except ValueError as error:
+        raise RecipeError(f"{field}: {error}") from error
+
+
+def _completion_template(spec: ProblemSpec) -> str:
+    from data.templates import resolve_template
+
+    return resolve_template(spec.template).completion
+
+
+def _check_rewards(field: str, specs: list[RewardSpec], columns: list[str]) -> None:
+    for i, spec in enumerate(specs):
+        try:
+            reward = load_reward(spec)
+            if columns:
+                reward.check_columns(columns)
+        except RewardError as error:
+            raise RecipeError(f"{field}.{i}: {error}") from error
+
+
+def _check_writable(folder: str) -> None:
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise RecipeError(f"output_dir: {folder} is a file; give a folder")
+    parent = next(p for p in [path, *path.parents] if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise RecipeError(f"output_dir: {folder} cannot be created: {parent} is not writable")
+
+
+def _check_batches(recipe: GRPORecipe) -> list[str]:
+    spec, warnings = recipe.grpo, []
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    per_minibatch = spec.prompts_per_step // spec.minibatches_per_step
+    if per_minibatch < world:
+        raise RecipeError(
+            f"grpo.prompts_per_step: a mini-batch has {per_minibatch} prompts, fewer than the {world} processes; "
+            f"raise prompts_per_step to at least {world * spec.minibatches_per_step} or lower minibatches_per_step"
+        )
+    if per_minibatch % world:
+        warnings.append(f"grpo: {per_minibatch} prompts a mini-batch do not divide evenly over {world} processes")
+    longest = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
+    if longest > spec.tokens_per_microbatch:
+        warnings.append(
+            f"grpo.tokens_per_microbatch ({spec.tokens_per_microbatch}) is below the longest possible document "
+            f"({longest}): such a document is a micro-batch of its own, larger than the budget"
+        )
+    if recipe.rollout.top_p < 1 or recipe.rollout.top_k:
+        warnings.append(
+            "rollout: top_p or top_k narrows what is sampled; log-probabilities of sampler and trainer then "
+            "differ by the cut tail"
+        )
+    if spec.loss.kind == "gspo" and spec.loss.clip_high > 0.01:
+        warnings.append("grpo.loss: gspo's clip is usually 3e-4 / 4e-4, as its ratio is a mean over the sequence")
+    if recipe.evaluate is None:
+        warnings.append("evaluate: not given; nothing will be measured on held-out problems")
+    return warnings
+
+
+def _check_positions(recipe: GRPORecipe, made: list[str]) -> list[str]:
+    """A model whose positions end before the longest document does."""
+    model = recipe.model
+    limit = None
+    if model.scratch is not None:
+        limit = model.scratch.max_positions
+    elif model.path is not None and model.path not in made and Path(model.path).is_dir():
+        from transformers import AutoConfig
+
+        limit = getattr(AutoConfig.from_pretrained(model.path), "max_position_embeddings", None)
+    need = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
+    if limit is not None and need > limit:
+        return [
+            f"rollout: max_prompt_tokens + max_tokens = {need}, beyond the model's {limit} positions; "
+            "quality may fall off there"
+        ]
+    return []
+
+
+# ---- what `rl check` prints --------------------------------------------------------------------------
+
+
+def check(recipe: Any) -> str:
+    """The resolved recipe, the batch table, the memory estimate and warnings, as text."""
+    warnings = preflight(recipe)
+    parts = ["# resolved recipe", dump(recipe)]
+    stages = stage_recipes(recipe) if isinstance(recipe, StagesRecipe) else {"": recipe}
+    for name, stage in stages.items():
+        title = f" of stage {name}" if name else ""
+        if isinstance(stage, GRPORecipe | SFTRecipe):
+            parts += [f"# batches{title}", *batch_table(stage), ""]
+        if not isinstance(stage, StagesRecipe):
+            parts += [f"# memory{title} (estimate)", *memory_table(stage), ""]
+    parts += [f"warning: {w}" for w in warnings] or ["no warnings"]
+    return "\n".join(parts)
+
+
+def batch_table(recipe: GRPORecipe | SFTRecipe) -> list[str]:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if isinstance(recipe, SFTRecipe):
+        sft = recipe.sft
+        return [
+            f"documents per update      {sft.batch_size} ({sft.batch_size / world:g} per process, {world} process(es))",
+            f"tokens per micro-batch    {sft.tokens_per_microbatch} at most, per process",
+        ]
+    spec, rollout = recipe.grpo, recipe.rollout
+    rollouts = spec.prompts_per_step * spec.samples_per_prompt
+    batch = rollouts // spec.minibatches_per_step
+    updates = spec.minibatches_per_step * spec.epochs_per_step
+    tokens = batch * (rollout.max_prompt_tokens + rollout.max_tokens)
+    return [
+        f"completions per step      {spec.prompts_per_step} prompts x {spec.samples_per_prompt} samples = {rollouts}"
+        f" ({rollouts / world:g} per process, {world} process(es))",
+        f"updates per step          {spec.minibatches_per_step} mini-batches x {spec.epochs_per_step} epoch(s) = "
+        f"{updates}",
+        f"completions per update    {batch} = {spec.prompts_per_step // spec.minibatches_per_step} prompts x "
+        f"{spec.samples_per_prompt} samples",
+        f"tokens per micro-batch    {spec.tokens_per_microbatch} at most, per process",
+        f"micro-batches per update  {-(-tokens // (spec.tokens_per_microbatch * world))} per process at most "
+        f"(every completion {rollout.max_tokens} tokens long)",
+        f"in all                    {spec.steps} steps, {spec.steps * updates} updates, {spec.steps * rollouts} "
+        "completions",
+    ]
+
+
+def memory_table(recipe: Any) -> list[str]:
+    """Bytes per process. Weights and optimizer exactly; activations by a rule of thumb, said so."""
+    from rl.policy.load import is_local, load_tokenizer, scratch_config
+
+    spec: ModelSpec = recipe.model
+    if spec.scratch is not None:
+        config = scratch_config(spec.scratch, load_tokenizer(spec))
+    elif spec.path is not None and is_local(spec.path) and Path(spec.path).is_dir():
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(spec.path)
+    else:
+        return [f"{spec.path}: not here yet, so its size is not known"]
+    count = parameter_count(config)
+    text = config.get_text_config()
+    low = 2 if spec.dtype == "bfloat16" else 4
+    rows = {"weights": count * low}
+    if isinstance(recipe, TrainSpec):
+        rows["float32 masters"] = count * 4 if low == 2 else 0
+        rows["float32 gradients"] = count * 4
+        rows["Adam moments"] = count * 8
+        training = recipe.grpo if isinstance(recipe, GRPORecipe) else recipe.sft
+        tokens = training.tokens_per_microbatch
+        # Rule of thumb, per token and layer: about 16 values of the hidden size and 4 of the feed-forward
+        # size are kept for the backward pass; with checkpointing one of the hidden size, and one layer whole.
+        layer = 16 * text.hidden_size + 4 * getattr(text, "intermediate_size", 4 * text.hidden_size)
+        if spec.gradient_checkpointing:
+            rows["activations (rough)"] = tokens * (text.num_hidden_layers * text.hidden_size + layer) * low
+        else:
+            rows["activations (rough)"] = tokens * text.num_hidden_layers * layer * low
+        rows["logits, one chunk"] = 3 * 4 * 1024 * text.vocab_size
+    if isinstance(recipe, GRPORecipe):
+        rows["reference"] = count * low if recipe.grpo.kl.coefficient else 0
+        heads = getattr(text, "num_key_value_heads", text.num_attention_heads)
+        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        capacity = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
+        rows["key/value slots"] = 2 * text.num_hidden_layers * heads * size * low * recipe.rollout.max_slots * capacity
+    lines = [f"{name:<22} {size / GiB:8.2f} GiB" for name, size in rows.items() if size]
+    return [f"parameters {count:,}", *lines, f"{'sum, at most':<22} {sum(rows.values()) / GiB:8.2f} GiB"]
+
+
+def parameter_count(config: Any) -> int:
+    """Parameters of the causal LM of a config, counted on the meta device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(p.numel() for p in model.parameters())

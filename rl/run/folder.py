@@ -1,0 +1,122 @@
+"""The folder of a run: recipe, metrics, samples, checkpoints, the final model and a summary."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rl.recipe import LogSpec
+from rl.recipe_io import RecipeError, dump
+from rl.run.checkpoint import Checkpoints, write_file, write_folder
+from rl.run.metrics import Metrics
+from rl.run.progress import Progress
+
+
+class Run:
+    """Everything a pipeline writes. Only the first process writes; the others may read."""
+
+    def __init__(self, recipe: Any, rank: int, keep: int = 2):
+        self.recipe, self.rank = recipe, rank
+        self.folder = Path(recipe.output_dir)
+        self.progress = Progress(enabled=rank == 0)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", keep)
+        self.summary_path = self.folder / "summary.json"
+        if rank == 0:
+            self._open()
+        log: LogSpec = recipe.log
+        self.metrics = Metrics(self.folder, log, recipe.model_dump(mode="json")) if rank == 0 else None
+
+    def _open(self) -> None:
+        kept = self.folder / "recipe.yaml"
+        if self.recipe.resume == "never" and kept.exists():
+            for name in ("checkpoints", "samples", "evaluation", "model", "tensorboard"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            for name in ("metrics.jsonl", "summary.json"):
+                (self.folder / name).unlink(missing_ok=True)
+        elif kept.exists() and kept.read_text(encoding="utf-8") != dump(self.recipe):
+            changed = _difference(kept.read_text(encoding="utf-8"), dump(self.recipe))
+            # A longer run, other logging or checkpointing may go on; anything else would be another experiment.
+            harmless = ("log", "checkpoint", "steps", "epochs", "max_seconds", "resume", "evaluate", "every", "keep")
+            wrong = [field for field in changed if not any(part in harmless for part in field.split("."))]
+            if wrong:
+                raise RecipeError(
+                    f"output_dir: {self.folder} holds a run of another recipe (different: {', '.join(wrong[:5])}); "
+                    "give another output_dir, or resume=never to start over"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_file(kept, lambda p: p.write_text(dump(self.recipe), encoding="utf-8") and None)
+        write_file(self.folder / "versions.json", lambda p: p.write_text(json.dumps(versions(), indent=1)) and None)
+
+    @staticmethod
+    def completed(recipe: Any) -> dict[str, Any] | None:
+        """The summary of a run of exactly this recipe that is complete, if it is to be resumed."""
+        folder = Path(recipe.output_dir)
+        summary, kept = folder / "summary.json", folder / "recipe.yaml"
+        if recipe.resume != "auto" or not (summary.is_file() and kept.is_file()):
+            return None
+        if kept.read_text(encoding="utf-8") != dump(recipe):
+            return None
+        found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
+        return found
+
+    def rewind(self, step: int) -> None:
+        """Forgets metrics and samples of steps after `step`: they are about to be made again."""
+        if self.rank or self.metrics is None:
+            return
+        self.metrics.truncate(step)
+        for path in (self.folder / "samples").glob("step_*.parquet"):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+
+    def write_samples(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """All completions of a step or an evaluation, as Parquet."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = pa.Table.from_pylist(list(rows))
+        write_file(path, lambda p: pq.write_table(table, p, compression="zstd"))
+
+    def write_model(self, model: Any, tokenizer: Any) -> Path:
+        """The model as an ordinary Hugging Face folder."""
+        target = self.folder / "model"
+
+        def fill(path: Path) -> None:
+            model.save_pretrained(path)
+            tokenizer.save_pretrained(path)
+
+        write_folder(target, fill)
+        return target
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Writing the summary marks the run as complete."""
+        if self.rank == 0:
+            text = json.dumps(summary, indent=1)
+            write_file(self.summary_path, lambda p: p.write_text(text, encoding="utf-8") and None)
+            if self.metrics is not None:
+                self.metrics.close()
+
+
+def versions() -> dict[str, str]:
+    found = {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")}
+    return {"python": sys.version.split()[0], "platform": platform.platform(), **found}
+
+
+def _difference(old: str, new: str) -> list[str]:
+    """Dotted fields in which two YAML documents differ."""
+    import yaml
+
+    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}".lstrip(".")).items()}
+
+    a, b = flat(yaml.safe_load(old)), flat(yaml.safe_load(new))
+    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))

@@ -1,0 +1,66 @@
+"""`metrics.jsonl`, one line a step, and optional copies to wandb and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rl.recipe import LogSpec
+from rl.run.checkpoint import write_file
+
+
+class Metrics:
+    """Appends {"step": n, name: number, ...} lines. Timings are named `time/...`: all else is reproducible."""
+
+    def __init__(self, folder: Path, spec: LogSpec, recipe: dict[str, Any]):
+        self.path = folder / "metrics.jsonl"
+        self.wandb = self.tensorboard = None
+        if spec.wandb:
+            import wandb
+
+            self.wandb = wandb.init(project=spec.wandb, dir=folder, config=recipe, name=folder.name, resume="allow")
+        if spec.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.tensorboard = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def truncate(self, last_step: int) -> None:
+        """Drops lines after last_step, and a line that a kill left unfinished."""
+        if not self.path.exists():
+            return
+        kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= last_step]
+        write_file(self.path, lambda p: p.write_text("".join(kept), encoding="utf-8") and None)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        line = json.dumps({"step": step, **{k: _plain(v) for k, v in values.items()}})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
+        if self.wandb is not None:
+            self.wandb.log(numbers, step=step)
+        if self.tensorboard is not None:
+            for name, value in numbers.items():
+                self.tensorboard.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        if self.wandb is not None:
+            self.wandb.finish()
+        if self.tensorboard is not None:
+            self.tensorboard.close()  # type: ignore[no-untyped-call]
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Every complete line of a run's metrics."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []
+
+
+def _whole_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: None stands for a number that there was nothing to compute from."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

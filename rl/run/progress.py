@@ -1,0 +1,86 @@
+"""What a person sees: live progress on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Progress:
+    """Prints from the first process only. `phase` shows the work inside a step; `line` is one step's summary."""
+
+    def __init__(self, enabled: bool):
+        from rich.console import Console
+
+        self.enabled = enabled
+        self.live = enabled and sys.stdout.isatty()
+        self.console = Console(highlight=False, soft_wrap=not self.live)
+        self._status: Any = None
+
+    def line(self, text: str) -> None:
+        if self.enabled:
+            self.console.print(text, markup=False)
+            if not self.live:
+                sys.stdout.flush()
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        if not self.enabled:
+            return
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left")
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="left" if i == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+        sys.stdout.flush()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A spinner with `name` on a terminal; nothing in a log."""
+        if not self.live:
+            yield
+            return
+        with self.console.status(name) as status:
+            self._status = status
+            try:
+                yield
+            finally:
+                self._status = None
+
+    def update(self, text: str) -> None:
+        """Changes the text of the running phase."""
+        if self._status is not None:
+            self._status.update(text)
+
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """A few completions with their rewards."""
+        if not self.enabled:
+            return
+        for row in rows:
+            self.line(f"--- step {step}, reward {row['reward']}, answer {row['answer']!r}, {row['finish_reason']}")
+            self.line(_shorten(row["prompt_text"], 300))
+            self.line(">>> " + _shorten(row["completion"], 700))
+
+
+class Timer:
+    """Seconds spent in named phases: `with timer("rollout"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"

@@ -1,0 +1,37 @@
+"""Dispatch: one recipe, one pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rl.policy.backend import LaunchError, Processes
+from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
+from rl.recipe_io import RecipeError
+from rl.stages import run_stages
+
+
+def run(recipe: Any) -> dict[str, Any]:
+    """Runs a validated recipe in this process, as one of those that the launcher started."""
+    try:
+        processes = Processes()
+    except LaunchError as error:
+        raise RecipeError(str(error)) from error
+    if isinstance(recipe, StagesRecipe):
+        return run_stages(recipe, lambda stage: run_pipeline(stage, processes), processes.rank)
+    return run_pipeline(recipe, processes)
+
+
+def run_pipeline(recipe: Any, processes: Processes) -> dict[str, Any]:
+    if isinstance(recipe, GRPORecipe):
+        from rl.grpo import run_grpo
+
+        return run_grpo(recipe, processes)
+    if isinstance(recipe, SFTRecipe):
+        from rl.sft import run_sft
+
+        return run_sft(recipe, processes)
+    if isinstance(recipe, EvalRecipe):
+        from rl.evaluate import run_evaluation
+
+        return run_evaluation(recipe, processes)
+    raise TypeError(f"no pipeline for {type(recipe).__name__}")

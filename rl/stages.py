@@ -1,0 +1,107 @@
+"""Stages: recipes run one after another, each fed by the ones before it, each skipped when it is complete."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rl.recipe import StagesRecipe
+from rl.recipe_io import RecipeError, merge, nearest, validate
+from rl.run.progress import Progress
+
+_REFERENCE = re.compile(r"\$\{([^.}]+)\.([^}]+)\}")
+
+
+def stage_recipes(recipe: StagesRecipe, summaries: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """The validated recipe of each stage. `${NAME.FIELD}` is filled in from the summaries of stages run so far,
+    or, where none is given, by a value of the right kind (to check a recipe before anything has run)."""
+    recipes: dict[str, Any] = {}
+    for name, raw in recipe.stages.items():
+        if not isinstance(raw, dict):
+            raise RecipeError(f"stages.{name}: must be a mapping of recipe fields")
+        known = summaries if summaries is not None else {n: _placeholders(recipe, n) for n in recipes}
+        if summaries is not None and any(n not in summaries for n in _names(raw)):
+            break
+        base = {"output_dir": str(Path(recipe.output_dir) / name), "seed": recipe.seed}
+        try:
+            recipes[name] = validate(_fill(merge(base, copy.deepcopy(raw)), known))
+        except RecipeError as error:
+            lines = str(error).splitlines()
+            raise RecipeError("\n".join(f"stages.{name}.{line}" for line in lines)) from error
+    return recipes
+
+
+def run_stages(recipe: StagesRecipe, run_one: Callable[[Any], dict[str, Any]], rank: int) -> dict[str, Any]:
+    """Runs each stage in order; prints a table of what each one reached."""
+    progress = Progress(enabled=rank == 0)
+    stage_recipes(recipe)  # every stage is checked before the first one starts
+    summaries: dict[str, dict[str, Any]] = {}
+    for name in recipe.stages:
+        stage = stage_recipes(recipe, summaries)[name]
+        progress.line(f"== stage {name}: {stage.pipeline} -> {stage.output_dir}")
+        summaries[name] = run_one(stage)
+    progress.table(f"{recipe.output_dir}", *stage_table(summaries))
+    return {"pipeline": "stages", "stages": summaries}
+
+
+def stage_table(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: a row for each stage and problem set that was evaluated."""
+    rows = []
+    for name, summary in summaries.items():
+        results = summary.get("evaluation") or {}
+        sets = sorted({key.split("/")[1] for key in results})
+        for which in sets:
+            get = {k.removeprefix(f"eval/{which}/"): v for k, v in results.items() if k.startswith(f"eval/{which}/")}
+            k = int(get["samples"])
+            rows.append(
+                [
+                    name,
+                    which,
+                    str(int(get["problems"])),
+                    f"{get['avg']:.1%} ± {get['avg_se']:.1%} (k={k})",
+                    f"{get[f'pass@{k}']:.1%}" if k > 1 else "",
+                    f"{summary['seconds']:.0f}" if "seconds" in summary else "",
+                ]
+            )
+    return ["stage", "problems", "n", "avg@k ± s.e.", "pass@k", "training s"], rows
+
+
+def _names(value: Any) -> set[str]:
+    """Stages that a value refers to."""
+    if isinstance(value, dict):
+        return {n for v in value.values() for n in _names(v)}
+    if isinstance(value, list):
+        return {n for v in value for n in _names(v)}
+    return {m[1] for m in _REFERENCE.finditer(value)} if isinstance(value, str) else set()
+
+
+def _fill(value: Any, known: Mapping[str, Mapping[str, Any]]) -> Any:
+    if isinstance(value, dict):
+        return {k: _fill(v, known) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_fill(v, known) for v in value]
+    if not isinstance(value, str):
+        return value
+    whole = _REFERENCE.fullmatch(value)
+    if whole:
+        return _lookup(whole, known)
+    return _REFERENCE.sub(lambda match: str(_lookup(match, known)), value)
+
+
+def _lookup(match: re.Match[str], known: Mapping[str, Mapping[str, Any]]) -> Any:
+    stage, field = match[1], match[2]
+    if stage not in known:
+        raise RecipeError(f"{match[0]}: no earlier stage is named {stage!r}{nearest(stage, known)}")
+    if field not in known[stage]:
+        raise RecipeError(
+            f"{match[0]}: stage {stage!r} has no {field!r}{nearest(field, known[stage])}; "
+            f"it has {', '.join(sorted(known[stage]))}"
+        )
+    return known[stage][field]
+
+
+def _placeholders(recipe: StagesRecipe, name: str) -> dict[str, Any]:
+    return {"model": str(Path(recipe.output_dir) / name / "model"), "seconds": 1.0, "updates": 1, "steps": 1}

@@ -1,0 +1,123 @@
+"""Metrics of a GRPO step: sums over micro-batches and processes, divided once at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rl.experience import Completion
+    from rl.policy.backend import Backend
+
+
+class GRPOLog:
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.maxima: dict[str, float] = {}
+        self.norms: list[float] = []
+        self.rate = 0.0
+        self.resampled = 0
+
+    def tokens(self, loss: dict[str, Tensor], entropy: Tensor, gap: dict[str, Tensor]) -> None:
+        """Of one micro-batch."""
+        self._add("tokens", loss["tokens"])
+        self._add("clip_fraction", loss["clipped"])
+        self._add("ratio", loss["ratio"])
+        self._add("entropy", entropy.sum())
+        self._add("mismatch/k3", gap["k3"])
+        self._add("mismatch/beyond_10pct", gap["beyond_10pct"])
+        self._max("mismatch/max", gap["max"])
+        self._max("ratio_max", loss["ratio_max"])
+
+    def kl(self, per_token: Tensor) -> None:
+        self._add("kl", per_token.detach().sum())
+
+    def update(self, norm: float, rate: float) -> None:
+        self.norms.append(norm)
+        self.rate = rate
+
+    def batch(self, batch: Sequence[Completion]) -> None:
+        """Of this process's completions."""
+        from rl.experience import uninformative
+
+        scored = [c.reward for c in batch if not math.isnan(c.reward)]
+        lengths = [len(c.sample.token_ids) for c in batch]
+        self._add("n/completions", len(batch))
+        self._add("n/scored", len(scored))
+        self._add("n/groups", len({c.group for c in batch}))
+        self._add("reward", math.fsum(scored))
+        self._add("reward_square", math.fsum(r * r for r in scored))
+        self._add("groups/uniform", len(uninformative(batch)))
+        self._add("groups/resampled", self.resampled)
+        self._add("length/mean", sum(lengths))
+        self._add("length/truncated", sum(c.truncated for c in batch))
+        self._max("length/max", max(lengths, default=0))
+        for name in sorted({n for c in batch for n in c.components}):
+            values = [v for c in batch if (v := c.components.get(name)) is not None]
+            self._add(f"reward/{name}", math.fsum(values))
+            self._add(f"n/reward/{name}", len(values))
+        for verdict in ("correct", "wrong", "unparsed", "timeout"):
+            self._add(f"verdict/{verdict}", sum(c.verdict == verdict for c in batch))
+
+    def finish(self, backend: Backend) -> dict[str, float]:
+        """Means over everything, the same on every process."""
+        names = sorted({n for part in backend.gather(sorted(self.sums)) for n in part})
+        sums = backend.sum({n: self.sums.get(n, 0.0) for n in names})
+        maxima: dict[str, float] = {}
+        for part in backend.gather(self.maxima):
+            for name, value in part.items():
+                maxima[name] = max(maxima.get(name, value), value)
+        tokens, completions = sums.pop("tokens", 0.0), sums.pop("n/completions")
+        scored, groups = sums.pop("n/scored"), sums.pop("n/groups")
+        square = sums.pop("reward_square")
+        result = {
+            "reward": _ratio(sums.pop("reward"), scored),
+            "groups/informative": 1 - _ratio(sums["groups/uniform"], groups),
+            "length/mean": _ratio(sums.pop("length/mean"), completions),
+            "length/truncated": _ratio(sums.pop("length/truncated"), completions),
+            "grad_norm": sum(self.norms) / len(self.norms),
+            "learning_rate": self.rate,
+            "tokens_trained": tokens,
+            "completions": completions,
+        }
+        result["reward_std"] = math.sqrt(max(0.0, _ratio(square, scored) - result["reward"] ** 2))
+        for name in ("clip_fraction", "ratio", "entropy", "kl", "mismatch/k3", "mismatch/beyond_10pct"):
+            if name in sums:
+                result[name] = _ratio(sums.pop(name), tokens)
+        for name in [n for n in sums if n.startswith("reward/")]:
+            result[name] = _ratio(sums.pop(name), sums.pop(f"n/{name}"))
+        return {**result, **sums, **maxima}
+
+    def _add(self, name: str, value: Tensor | float) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def _max(self, name: str, value: Tensor | float) -> None:
+        self.maxima[name] = max(self.maxima.get(name, -math.inf), float(torch.as_tensor(value)))
+
+
+def step_line(step: int, steps: int, m: dict[str, float]) -> str:
+    """One line a step for the log."""
+    parts = [
+        f"step {step}/{steps}",
+        f"reward {m['reward']:.3f}",
+        f"informative {m['groups/informative']:.0%}",
+        f"length {m['length/mean']:.0f}",
+        f"grad {m['grad_norm']:.2g}",
+    ]
+    if "entropy" in m:
+        parts.append(f"entropy {m['entropy']:.3f}")
+    if "kl" in m:
+        parts.append(f"kl {m['kl']:.2g}")
+    if "mismatch/k3" in m:
+        parts.append(f"mismatch {m['mismatch/k3']:.1g}")
+    parts += [f"{k} {v:.3f}" for k, v in m.items() if k.startswith("eval/") and k.endswith("avg")]
+    timings = " ".join(f"{k.removeprefix('time/')} {v:.1f}" for k, v in m.items() if k.startswith("time/"))
+    return ", ".join(parts) + f" | s: {timings}"
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else math.nan
