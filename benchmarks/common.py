@@ -71,6 +71,10 @@ def peak_memory() -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
+class WorkerFailed(RuntimeError):
+    """A measuring process did not end well."""
+
+
 def run_worker(script: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Runs `script --worker SETTINGS_FILE` in a fresh interpreter, which writes settings["result"].
 
@@ -84,7 +88,9 @@ def run_worker(script: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         environment["TOKENIZERS_PARALLELISM"] = "false"
         if Path(str(settings["model"])).is_dir():
             environment["HF_HUB_OFFLINE"] = "1"
-        subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
+        status = subprocess.run(command, env=environment, stdout=sys.stderr).returncode
+        if status:
+            raise WorkerFailed(f"failed with status {status}, see above")
         found: dict[str, Any] = json.loads(result.read_text())
         return found
 

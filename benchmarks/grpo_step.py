@@ -6,13 +6,15 @@ A step is: sample 8 x 8 completions of exactly 128 tokens, score them, log-proba
 (beta 0.001), one optimizer update. Both sides get the same prompts, reward, loss, learning rate and AdamW,
 all cores, and one unmeasured step first. Each setting runs in a process of its own, so that its peak memory
 is its own. TRL is tried at every combination of --micro-batches, --trl-precision and --trl-checkpointing,
-and the ratio is to its fastest. A model folder comes from `benchmarks/fetch_smollm2.py` or the hub.
+and the ratio is to its fastest. A model folder comes from `benchmarks/fetch_smollm2.py`, or take any causal
+LM of the hub.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -33,9 +35,8 @@ def variants(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if "trl" in arguments.toolkits:
         completions = arguments.prompts * arguments.samples
         sizes = arguments.micro_batches or sorted({completions, max(1, completions // 8)}, reverse=True)
-        for size, precision, checkpointing in product(
-            sizes, arguments.trl_precision, arguments.trl_checkpointing
-        ):
+        grid = product(sizes, arguments.trl_precision, arguments.trl_checkpointing)
+        for size, precision, checkpointing in grid:
             if completions % size:
                 raise SystemExit(f"--micro-batches: {size} does not divide {completions} completions")
             found.append(
@@ -103,8 +104,8 @@ def comparison(results: list[dict[str, Any]]) -> list[str]:
     frugal = min((r for r in results if r["toolkit"] == "trl"), key=lambda r: r["peak"])
     if frugal is not theirs:
         lines.append(
-            f"Against TRL's smallest peak ({frugal['name']}): {ours['peak'] / frugal['peak']:.2f} of the memory, "
-            f"step {summarise(frugal)['total'] / a['total']:.2f} times as fast."
+            f"Against TRL's smallest peak ({frugal['name']}): {ours['peak'] / frugal['peak']:.2f} of the "
+            f"memory, step {summarise(frugal)['total'] / a['total']:.2f} times as fast."
         )
     return lines
 
@@ -129,10 +130,15 @@ def main(arguments: argparse.Namespace) -> None:
     results: list[dict[str, Any]] = [{**v, "steps": [], "peak": 0.0} for v in chosen]
     for _ in range(arguments.rounds):
         for result, variant in zip(results, chosen, strict=True):
-            found = common.run_worker(__file__, {**settings, **variant})
+            try:
+                found = common.run_worker(__file__, {**settings, **variant})
+            except common.WorkerFailed as error:  # out of memory, say: the others are still worth having
+                print(f"{variant['name']}: {error}", file=sys.stderr)
+                continue
             result["steps"] += found.pop("steps")
             result["peak"] = max(result["peak"], found.pop("peak"))
             result |= found
+    results = [result for result in results if result["steps"]]
     same_work(results, arguments.tokens)
     limit = {}
     if "limit" in arguments.toolkits:
@@ -176,7 +182,7 @@ if __name__ == "__main__":
         help="bf16: weights in bfloat16; mixed: float32 weights under bfloat16 autocast (TRL's default)",
     )  # fmt: skip
     parser.add_argument("--trl-checkpointing", nargs="+", default=["off"], choices=["off", "on"])
-    parser.add_argument("--toolkits", nargs="+", default=["r1forge", "trl", "limit"])
+    parser.add_argument("--toolkits", nargs="+", default=list(WORKERS), choices=list(WORKERS))
     given = parser.parse_args()
     if given.worker:
         task = json.loads(Path(given.worker).read_text())

@@ -87,7 +87,8 @@ def ours(settings: dict[str, Any]) -> dict[str, Any]:
         },
     }
     grpo = GRPO(validate(recipe), Processes())
-    clock, lengths = Clock(), set()
+    clock = Clock()
+    lengths: set[int] = set()
     clock.wrap(grpo, "rollout", "rollout")
     clock.wrap(grpo.sampler, "generate", "generate")
     if grpo.reference is not None:
@@ -106,7 +107,7 @@ def ours(settings: dict[str, Any]) -> dict[str, Any]:
         "warm_up": steps[0],
         "timers": phases[1:],
         "lengths": sorted(lengths),
-        "prompt_ids": sorted(prompt.ids for prompt in grpo.prompts.items),
+        "prompt_ids": sorted({tuple(prompt.ids) for prompt in grpo.prompts.items}),
         "peak": common.peak_memory(),
     }
 
@@ -162,7 +163,9 @@ def trl(settings: dict[str, Any]) -> dict[str, Any]:
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=AutoTokenizer.from_pretrained(settings["model"], padding_side="left"),
     )
-    clock, lengths, seen = Clock(), set(), set()
+    clock = Clock()
+    lengths: set[int] = set()
+    seen: set[tuple[int, ...]] = set()
     generate = trainer._generate_single_turn
 
     def recording(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
@@ -194,7 +197,7 @@ def trl(settings: dict[str, Any]) -> dict[str, Any]:
         "steps": steps[1:],
         "warm_up": steps[0],
         "lengths": sorted(lengths),
-        "prompt_ids": sorted(list(ids) for ids in seen),
+        "prompt_ids": sorted(seen),
         "peak": common.peak_memory(),
     }
 

@@ -46,6 +46,8 @@ class Ours:
 class Transformers:
     """Left-padded batches of at most `slots` prompts. (LocalSampler refills finished rows at once.)"""
 
+    cache: str | None = None  # transformers' default, a cache that grows; or "static"
+
     def __init__(self, model: Any, tokenizer: Any, prompts: list[list[int]], free: bool, slots: int):
         from rl.policy.load import stop_token_ids
 
@@ -62,8 +64,9 @@ class Transformers:
         config = GenerationConfig(
             max_new_tokens=tokens, min_new_tokens=0 if self.free else tokens, do_sample=True, num_beams=1,
             temperature=1.0, top_k=0, top_p=1.0, min_p=None, typical_p=1.0, epsilon_cutoff=0.0,
-            eta_cutoff=0.0, repetition_penalty=1.0, no_repeat_ngram_size=0, use_cache=True,
-            eos_token_id=self.stops, pad_token_id=self.pad,
+            eta_cutoff=0.0, repetition_penalty=1.0, no_repeat_ngram_size=0,
+            eos_token_id=self.stops, pad_token_id=self.pad, use_cache=True,
+            cache_implementation=self.cache, disable_compile=True,
         )  # fmt: skip
         own, self.model.generation_config = self.model.generation_config, config
         torch.manual_seed(seed)
@@ -91,8 +94,11 @@ class Transformers:
 
 def build(engine: str, settings: dict[str, Any], model: Any, tokenizer: Any) -> Engine:
     prompts = [tokenizer(text)["input_ids"] for text in settings["texts"]]
-    kind = Ours if engine == "r1forge" else Transformers
-    return kind(model, tokenizer, prompts, settings["eos"], settings["slots"])
+    if engine == "r1forge":
+        return Ours(model, tokenizer, prompts, settings["eos"], settings["slots"])
+    theirs = Transformers(model, tokenizer, prompts, settings["eos"], settings["slots"])
+    theirs.cache = settings["cache"]
+    return theirs
 
 
 def load(settings: dict[str, Any]) -> tuple[Any, Any]:
@@ -150,6 +156,7 @@ def main(arguments: argparse.Namespace) -> None:
         "texts": common.load_texts(arguments.data, arguments.prompts),
         **{k: getattr(arguments, k) for k in ("model", "tokens", "repeats", "eos", "threads")},
         "warmup_tokens": arguments.warmup_tokens,
+        "cache": None if arguments.cache == "dynamic" else arguments.cache,
         "slots": arguments.slots or arguments.prompts,
     }
     found = common.run_worker(__file__, {**settings, "task": "speed"})
@@ -161,9 +168,9 @@ def main(arguments: argparse.Namespace) -> None:
     mode = "up to" if arguments.eos else "exactly"
     prompt = found["prompt_tokens"]
     print(
-        f"{arguments.prompts} prompts of {prompt['min']} to {prompt['max']} tokens, {mode} {arguments.tokens} "
-        f"new tokens each, bfloat16, temperature 1; {machine['cpu']}, {machine['threads']} threads, "
-        f"torch {machine['torch']}, transformers {machine['transformers']}\n"
+        f"{arguments.prompts} prompts of {prompt['min']} to {prompt['max']} tokens, {mode} "
+        f"{arguments.tokens} new tokens each, bfloat16, temperature 1; {machine['cpu']}, "
+        f"{machine['threads']} threads, torch {machine['torch']}, transformers {machine['transformers']}\n"
     )
     print(report(found, memory))
     kept = {k: v for k, v in settings.items() if k != "texts"}
@@ -177,6 +184,9 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of each engine")
     parser.add_argument("--slots", type=int, help="sequences decoded at a time (default: all prompts)")
     parser.add_argument("--warmup-tokens", type=int, default=16, help="length of the unmeasured first run")
+    parser.add_argument(
+        "--cache", default="dynamic", choices=["dynamic", "static"], help="of transformers (default: its own)"
+    )
     parser.add_argument("--eos", action="store_true", help="let completions end at EOS: ragged lengths")
     parser.add_argument(
         "--memory", action="store_true", help="also each engine's peak, in a process of its own"

@@ -193,7 +193,9 @@ class GRPO:
         loss, metrics = policy_loss(
             logp, old, advantages, mask, ids, weights=weights, denominator=denominator, **spec.loss.model_dump()
         )
-        log.tokens(metrics, entropy, mismatch(old if old is not sampler_logp else logp, sampler_logp))
+        log.tokens(metrics, entropy)
+        if spec.old_logprobs == "trainer" or self.updates == self.sampler.version:
+            log.mismatch(mismatch(logp if spec.old_logprobs == "sampler" else old, sampler_logp), len(logp))
         if self.reference is not None and spec.kl.place == "loss":
             kl = kl_estimate(logp, self.reference.logprobs(pack), spec.kl.estimator)
             log.kl(kl)

@@ -254,11 +254,16 @@ class EvalRecipe(RunSpec):
 
 
 class StagesRecipe(Strict):
-    """Recipes run one after another; `${NAME.model}` in a later one is the model that stage NAME wrote."""
+    """Recipes run one after another; `${NAME.model}` in a later one is the model that stage NAME wrote.
+
+    `values` are for sharing: `${values.NAME}` stands for one, and a mapping that says
+    `extends: ${values.NAME}` is merged over it.
+    """
 
     pipeline: Literal["stages"]
     output_dir: str
     seed: int = 0
+    values: dict[str, Any] = Field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = Field(min_length=1)
 
 

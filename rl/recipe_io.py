@@ -74,20 +74,22 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read_yaml(parent, (*seen, path)), raw)
 
 
-# Fields of which exactly one may be given: naming another one replaces what the base recipe said.
-EXCLUSIVE = (
-    {"path", "scratch"},
-    {"path", "hub", "generator"},
-)
+# Naming one of these replaces what the base recipe said by another of its kind.
+REPLACES = {
+    "path": ("scratch", "hub", "generator", "config", "revision"),
+    "scratch": ("path", "revision"),
+    "hub": ("path", "generator", "config", "revision"),
+    "generator": ("path", "hub", "config", "revision"),
+}
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` wins; mappings are merged field by field, everything else is replaced."""
     merged = dict(base)
-    for group in EXCLUSIVE:
-        if group & over.keys():
-            for name in group - over.keys():
-                merged.pop(name, None)
+    for name in over.keys() & REPLACES.keys():
+        if over[name] is not None:
+            for other in REPLACES[name]:
+                merged.pop(other, None)
     for key, value in over.items():
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value

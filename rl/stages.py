@@ -23,11 +23,11 @@ def stage_recipes(recipe: StagesRecipe, summaries: Mapping[str, Mapping[str, Any
         if not isinstance(raw, dict):
             raise RecipeError(f"stages.{name}: must be a mapping of recipe fields")
         known = summaries if summaries is not None else {n: _placeholders(recipe, n) for n in recipes}
-        if summaries is not None and any(n not in summaries for n in _names(raw)):
+        if summaries is not None and any(n not in summaries for n in _names(raw) - {"values"}):
             break
         base = {"output_dir": str(Path(recipe.output_dir) / name), "seed": recipe.seed}
         try:
-            recipes[name] = validate(_fill(merge(base, copy.deepcopy(raw)), known))
+            recipes[name] = validate(_fill(merge(base, copy.deepcopy(raw)), {**known, "values": recipe.values}))
         except RecipeError as error:
             lines = str(error).splitlines()
             raise RecipeError("\n".join(f"stages.{name}.{line}" for line in lines)) from error
@@ -80,21 +80,25 @@ def _names(value: Any) -> set[str]:
 
 def _fill(value: Any, known: Mapping[str, Mapping[str, Any]]) -> Any:
     if isinstance(value, dict):
-        return {k: _fill(v, known) for k, v in value.items()}
+        filled = {k: _fill(v, known) for k, v in value.items()}
+        base = filled.pop("extends", None)
+        if base is not None and not isinstance(base, dict):
+            raise RecipeError(f"extends: {base!r} is not a mapping; name one, as in extends: ${{values.problems}}")
+        return merge(base, filled) if base is not None else filled
     if isinstance(value, list):
         return [_fill(v, known) for v in value]
     if not isinstance(value, str):
         return value
     whole = _REFERENCE.fullmatch(value)
     if whole:
-        return _lookup(whole, known)
+        return _fill(_lookup(whole, known), known)
     return _REFERENCE.sub(lambda match: str(_lookup(match, known)), value)
 
 
 def _lookup(match: re.Match[str], known: Mapping[str, Mapping[str, Any]]) -> Any:
     stage, field = match[1], match[2]
     if stage not in known:
-        raise RecipeError(f"{match[0]}: no earlier stage is named {stage!r}{nearest(stage, known)}")
+        raise RecipeError(f"{match[0]}: there is no earlier stage {stage!r}{nearest(stage, known)}")
     if field not in known[stage]:
         raise RecipeError(
             f"{match[0]}: stage {stage!r} has no {field!r}{nearest(field, known[stage])}; "

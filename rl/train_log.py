@@ -22,16 +22,20 @@ class GRPOLog:
         self.rate = 0.0
         self.resampled = 0
 
-    def tokens(self, loss: dict[str, Tensor], entropy: Tensor, gap: dict[str, Tensor]) -> None:
+    def tokens(self, loss: dict[str, Tensor], entropy: Tensor) -> None:
         """Of one micro-batch."""
         self._add("tokens", loss["tokens"])
         self._add("clip_fraction", loss["clipped"])
         self._add("ratio", loss["ratio"])
         self._add("entropy", entropy.sum())
+        self._max("ratio_max", loss["ratio_max"])
+
+    def mismatch(self, gap: dict[str, Tensor], tokens: int) -> None:
+        """Sampler against trainer, of a micro-batch whose trainer's log-probabilities are from before the step."""
+        self._add("n/mismatch", tokens)
         self._add("mismatch/k3", gap["k3"])
         self._add("mismatch/beyond_10pct", gap["beyond_10pct"])
         self._max("mismatch/max", gap["max"])
-        self._max("ratio_max", loss["ratio_max"])
 
     def kl(self, per_token: Tensor) -> None:
         self._add("kl", per_token.detach().sum())
@@ -85,9 +89,13 @@ class GRPOLog:
             "completions": completions,
         }
         result["reward_std"] = math.sqrt(max(0.0, _ratio(square, scored) - result["reward"] ** 2))
-        for name in ("clip_fraction", "ratio", "entropy", "kl", "mismatch/k3", "mismatch/beyond_10pct"):
+        for name in ("clip_fraction", "ratio", "entropy", "kl"):
             if name in sums:
                 result[name] = _ratio(sums.pop(name), tokens)
+        compared = sums.pop("n/mismatch", 0.0)
+        for name in ("mismatch/k3", "mismatch/beyond_10pct"):
+            if name in sums:
+                result[name] = _ratio(sums.pop(name), compared)
         for name in [n for n in sums if n.startswith("reward/")]:
             result[name] = _ratio(sums.pop(name), sums.pop(f"n/{name}"))
         return {**result, **sums, **maxima}

@@ -1,7 +1,7 @@
 """Tiny causal LMs with random weights, one for each supported architecture, and documents to try them on.
 
 The usual initialisation (deviation 0.02) makes distributions so flat that a wrong mask hardly shows; these
-weights are large enough for attention, biases, norms, multipliers and soft caps to matter by 0.1 nats or more.
+weights are large enough for attention, biases, norms, multipliers and soft caps to matter by 0.1 nats.
 """
 
 from __future__ import annotations
@@ -64,9 +64,15 @@ DENSE = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"]
 
 
 def tiny_model(
-    family: str, *, vocabulary: int = 101, layers: int = 3, seed: int = 0, attention: str = "eager", **config: Any
+    family: str,
+    *,
+    vocabulary: int = 101,
+    layers: int = 3,
+    seed: int = 0,
+    attention: str = "eager",
+    **config: Any,
 ) -> Any:
-    """A float32 model in evaluation mode. `eager`, because only there does gemma2 cap its attention scores."""
+    """A float32 model in evaluation mode. `eager`, because only there are gemma2's attention scores capped."""
     if family == "gpt2":
         shape: dict[str, Any] = {"n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 128}
     else:
@@ -83,7 +89,14 @@ def tiny_model(
             "max_position_embeddings": 256,
             **special,
         }
-    shape = {**shape, "vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": EOS, "pad_token_id": 0, **config}
+    shape = {
+        **shape,
+        "vocab_size": vocabulary,
+        "bos_token_id": 1,
+        "eos_token_id": EOS,
+        "pad_token_id": 0,
+        **config,
+    }
     settings = AutoConfig.for_model(family, **shape)
     settings._attn_implementation = attention
     model = AutoModelForCausalLM.from_config(settings, attn_implementation=attention, dtype=torch.float32)
@@ -133,8 +146,10 @@ def documents(*, vocabulary: int = 101, seed: int = 0, masks: bool = True) -> li
     return made
 
 
-def plain_logprobs(model: Any, document: Document, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-probability, entropy) of every completion token by the model's own forward on this document alone."""
+def plain_logprobs(
+    model: Any, document: Document, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probability, entropy) of each completion token by the model's own forward on this document."""
     ids = torch.tensor([[*document.prompt_ids, *document.completion_ids]])
     start = len(document.prompt_ids)
     logits = model(input_ids=ids, use_cache=False).logits[0, start - 1 : -1]
