@@ -169,7 +169,9 @@ _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def _explain(detail: ErrorDetails, root: type[BaseModel]) -> str:
-    location = [part for part in detail["loc"] if part not in PIPELINES]
+    location = list(detail["loc"])
+    if location and location[0] in PIPELINES:  # the discriminator's tag, which is not a field
+        location = location[1:]
     field = ".".join(str(part) for part in location)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":

@@ -72,7 +72,7 @@ def tiny_model(
     attention: str = "eager",
     **config: Any,
 ) -> Any:
-    """A float32 model in evaluation mode. `eager`, because only there are gemma2's attention scores capped."""
+    """A float32 model in evaluation mode. `eager`: only there are gemma2's attention scores capped."""
     if family == "gpt2":
         shape: dict[str, Any] = {"n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 128}
     else:
