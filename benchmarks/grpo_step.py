@@ -64,9 +64,7 @@ def same_work(results: list[dict[str, Any]], tokens: int) -> None:
     """Every side must have seen the same prompt tokens and drawn completions of exactly `tokens` tokens."""
     for result in results:
         if result["lengths"] != [tokens]:
-            raise SystemExit(
-                f"{result['name']}: completions of {result['lengths']} tokens, not all of {tokens}"
-            )
+            raise SystemExit(f"{result['name']}: completions of {result['lengths']} tokens, not all of {tokens}")
         if result["prompt_ids"] != results[0]["prompt_ids"]:
             raise SystemExit(f"{result['name']} and {results[0]['name']} did not see the same prompt tokens")
 
@@ -118,9 +116,7 @@ def limit_table(limit: dict[str, Any]) -> str:
         rate = part["flops"] / part["seconds"]
         rows.append([phase, f"{part['flops'] / 1e12:.2f}", f"{rate / 1e12:.2f}", f"{part['seconds']:.1f}"])
     flops = sum(limit[phase]["flops"] for phase in ("rollout", "reference", "train"))
-    rows.append(
-        ["step", f"{flops / 1e12:.2f}", f"{flops / limit['total'] / 1e12:.2f}", f"{limit['total']:.1f}"]
-    )
+    rows.append(["step", f"{flops / 1e12:.2f}", f"{flops / limit['total'] / 1e12:.2f}", f"{limit['total']:.1f}"])
     return common.markdown_table(columns, rows)
 
 
@@ -158,9 +154,7 @@ def main(arguments: argparse.Namespace) -> None:
     kept = {k: v for k, v in settings.items() if k != "texts"}
     for result in results:
         del result["prompt_ids"]
-    common.write_json(
-        arguments.json, {"settings": kept, "machine": machine, "results": results, "limit": limit}
-    )
+    common.write_json(arguments.json, {"settings": kept, "machine": machine, "results": results, "limit": limit})
 
 
 if __name__ == "__main__":
@@ -173,9 +167,7 @@ if __name__ == "__main__":
     parser.add_argument("--beta", type=float, default=0.001)
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--chat", action="store_true", help="prompts in the tokenizer's chat template")
-    parser.add_argument(
-        "--packs", type=int, nargs="+", default=[8192], help="ours: grpo.tokens_per_microbatch"
-    )
+    parser.add_argument("--packs", type=int, nargs="+", default=[8192], help="ours: grpo.tokens_per_microbatch")
     parser.add_argument("--micro-batches", type=int, nargs="+", help="TRL: per_device_train_batch_size")
     parser.add_argument(
         "--trl-precision", nargs="+", default=["bf16", "mixed"], choices=["bf16", "bf16-autocast", "mixed"],

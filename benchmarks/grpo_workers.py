@@ -24,9 +24,7 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
 
-    def wrap(
-        self, owner: Any, method: str, phase: str, when: Callable[..., bool] = lambda *a, **k: True
-    ) -> None:
+    def wrap(self, owner: Any, method: str, phase: str, when: Callable[..., bool] = lambda *a, **k: True) -> None:
         original = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:

@@ -188,9 +188,7 @@ if __name__ == "__main__":
         "--cache", default="dynamic", choices=["dynamic", "static"], help="of transformers (default: its own)"
     )
     parser.add_argument("--eos", action="store_true", help="let completions end at EOS: ragged lengths")
-    parser.add_argument(
-        "--memory", action="store_true", help="also each engine's peak, in a process of its own"
-    )
+    parser.add_argument("--memory", action="store_true", help="also each engine's peak, in a process of its own")
     given = parser.parse_args()
     if given.worker:
         task = json.loads(Path(given.worker).read_text())

@@ -154,9 +154,7 @@ def counting(rng: Random, level: int) -> Draft:
         high = low + rng.randint(10, 59)
         count, before = high // a, (low - 1) // a
         tail = f";{low - 1}//{a}={before};{count}-{before}={count - before}" if level == 2 else ""
-        return Draft(
-            f"How many multiples of {a} in {low}..{high}?", f"{high}//{a}={count}{tail}", count - before
-        )
+        return Draft(f"How many multiples of {a} in {low}..{high}?", f"{high}//{a}={count}{tail}", count - before)
     n = rng.randint(20, [99, 999, 999][level - 3])
     numbers = sorted(rng.sample(range(2, 13), 3 if level == 5 else 2))
     pairs = [(a, b) for i, a in enumerate(numbers) for b in numbers[i + 1 :]]

@@ -150,8 +150,7 @@ def _read_prompt(value: Any, place: str, template: TemplateSpec) -> tuple[str, l
     if not value or isinstance(value, str):
         raise DataError(place, "the prompt is missing or empty", "Mend the row, or set on_error: skip.")
     messages_ok = isinstance(value, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in value
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
     )
     if not messages_ok or not value[-1]["content"].strip():
         reason = "the prompt is neither text nor a list of messages with role and content"
@@ -159,16 +158,12 @@ def _read_prompt(value: Any, place: str, template: TemplateSpec) -> tuple[str, l
     return value[-1]["content"].strip(), value
 
 
-def _read_answer(
-    value: Any, place: str, kind: str | None, spec: ProblemSpec, gsm8k: bool
-) -> tuple[str, str | None]:
+def _read_answer(value: Any, place: str, kind: str | None, spec: ProblemSpec, gsm8k: bool) -> tuple[str, str | None]:
     """(clean answer, reasoning that the answer column holds besides it)."""
     reasoning = None
     if isinstance(value, dict | list):
         reason = f"the answer is a {type(value).__name__}, not a text or a number"
-        raise DataError(
-            place, reason, "Reach into it with a dot, as in columns.answer: reward_model.ground_truth."
-        )
+        raise DataError(place, reason, "Reach into it with a dot, as in columns.answer: reward_model.ground_truth.")
     if gsm8k:
         parts = split_gsm8k(clean_answer(value))
         if parts is None:
@@ -213,9 +208,7 @@ def _make_ids(rows: list[dict[str, Any]], mapped: bool) -> None:
             row["id"] = hashlib.sha256(key.encode()).hexdigest()[:16]
         seen[row["id"]] += 1
         if seen[row["id"]] > 1 and mapped:
-            raise DataError(
-                "columns.id", f"{row['id']!r} is not unique", "Leave it out to get ids by content."
-            )
+            raise DataError("columns.id", f"{row['id']!r} is not unique", "Leave it out to get ids by content.")
         if not row["id"]:
             raise DataError("columns.id", "a row has an empty id", "Leave it out to get ids by content.")
         if seen[row["id"]] > 1:
@@ -251,9 +244,7 @@ def _to_dataset(rows: list[dict[str, Any]]) -> "Dataset":
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as culprit:
                 fix = "Give all its cells the same type, for example text."
                 raise DataError(name, f"the column cannot be stored ({culprit})", fix) from culprit
-        raise DataError(
-            "problems", f"the table cannot be stored ({error})", "Simplify its extras."
-        ) from error
+        raise DataError("problems", f"the table cannot be stored ({error})", "Simplify its extras.") from error
 
 
 def _as_spec(spec: Mapping[str, Any] | ProblemSpec) -> ProblemSpec:

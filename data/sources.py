@@ -71,9 +71,7 @@ def _no_such_file(path: Path) -> DataError:
     if path.is_dir():
         return DataError("path", f"{path} is a folder", f"Name its files, for example {path / '*.jsonl'}.")
     if glob.has_magic(str(path)):
-        return DataError(
-            "path", f"no file matches {path}", "Check the pattern; it is relative to where you run."
-        )
+        return DataError("path", f"no file matches {path}", "Check the pattern; it is relative to where you run.")
     if not path.parent.is_dir():
         return DataError("path", f"there is no folder {path.parent}", "Paths are relative to where you run.")
     hint = did_you_mean(path.name, (file.name for file in path.parent.iterdir() if file.is_file()))
@@ -137,9 +135,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
                     raise DataError(place, f"not {len(reader.fieldnames or ())} cells like the header", fix)
                 yield Row(dict(values), place, path.stem)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{path}:{reader.line_num}", f"not CSV in UTF-8 ({error})", "Mend the file."
-            ) from error
+            raise DataError(f"{path}:{reader.line_num}", f"not CSV in UTF-8 ({error})", "Mend the file.") from error
 
 
 def _open_parquet(path: Path) -> Any:
@@ -189,9 +185,7 @@ def _read_hub(spec: ProblemSpec, hub: str, streaming: bool) -> Iterator[Row]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(
-            hub, spec.config, split=spec.split, revision=spec.revision, streaming=streaming
-        )
+        rows = datasets.load_dataset(hub, spec.config, split=spec.split, revision=spec.revision, streaming=streaming)
     except Exception as error:  # dozens of kinds: network, access, config, split, format
         raise DataError(
             "hub",

@@ -40,9 +40,7 @@ class TemplateSpec(BaseModel):
         if "{answer}" not in self.completion:
             raise ValueError("completion: must contain {answer}, else a worked solution has no answer")
         if "<think>" in self.prefill and "</think>" not in self.completion:
-            raise ValueError(
-                "completion: the prefill opens <think>, so the completion must close it with </think>"
-            )
+            raise ValueError("completion: the prefill opens <think>, so the completion must close it with </think>")
         return self
 
 
@@ -66,9 +64,7 @@ TEMPLATES: dict[str, TemplateSpec] = {
         prefill="<think>\n",
         completion="{reasoning}\n</think>\n\n\\boxed{{answer}}",
     ),
-    "boxed": TemplateSpec(
-        user="{problem}\nPlease reason step by step, and put your final answer within \\boxed{}."
-    ),
+    "boxed": TemplateSpec(user="{problem}\nPlease reason step by step, and put your final answer within \\boxed{}."),
     # For character-level models small enough to train on a CPU: as few characters as will do.
     "short-think": TemplateSpec(
         chat=False, prefill="<think>", completion="{reasoning}</think><answer>{answer}</answer>"
@@ -109,9 +105,7 @@ def uses_chat_template(tokenizer: "PreTrainedTokenizerBase", template: str | Tem
     return has_one if spec.chat is None else spec.chat
 
 
-def render_prompt(
-    messages: Messages, tokenizer: "PreTrainedTokenizerBase", template: str | TemplateSpec
-) -> str:
+def render_prompt(messages: Messages, tokenizer: "PreTrainedTokenizerBase", template: str | TemplateSpec) -> str:
     """The prompt as one string that ends with the template's prefill.
 
     Raw text is the messages' contents, a blank line between them.
@@ -126,9 +120,7 @@ def render_prompt(
     return text if opened else text + spec.prefill
 
 
-def encode_prompt(
-    messages: Messages, tokenizer: "PreTrainedTokenizerBase", template: str | TemplateSpec
-) -> list[int]:
+def encode_prompt(messages: Messages, tokenizer: "PreTrainedTokenizerBase", template: str | TemplateSpec) -> list[int]:
     """Token ids of the prompt, ready to be continued: at most one BOS, never an EOS at the end.
 
     A chat template writes its special tokens itself. Raw text gets those that the tokenizer puts in
@@ -149,6 +141,4 @@ def render_completion(reasoning: str, answer: str, template: str | TemplateSpec)
     """The worked solution as the assistant should write it after the prefill (which it excludes)."""
     values = {"{reasoning}": reasoning, "{answer}": answer}
     # One pass: a literal "{answer}" inside the reasoning is text, not a placeholder.
-    return re.sub(
-        r"\{reasoning\}|\{answer\}", lambda m: values[m.group()], resolve_template(template).completion
-    )
+    return re.sub(r"\{reasoning\}|\{answer\}", lambda m: values[m.group()], resolve_template(template).completion)

@@ -68,8 +68,7 @@ def score(
         reward.check_columns(columns)
     if prompts and is_conversation(prompts[0]):
         completions = [
-            [{"role": "assistant", "content": text}] if isinstance(text, str) else text
-            for text in completions
+            [{"role": "assistant", "content": text}] if isinstance(text, str) else text for text in completions
         ]
     provided = {
         **{name: values for name, values in columns.items() if name not in _RESERVED},
@@ -79,9 +78,7 @@ def score(
         "prefill": prefill,
     }
     results = _call_all(rewards, provided)
-    returned = [
-        _as_list(reward, result, len(prompts)) for reward, result in zip(rewards, results, strict=True)
-    ]
+    returned = [_as_list(reward, result, len(prompts)) for reward, result in zip(rewards, results, strict=True)]
     labels = _labels(rewards)
     components = {
         label: [_number(reward, i, value) for i, value in enumerate(values)]
@@ -210,9 +207,7 @@ def _labels(rewards: Sequence[Reward]) -> list[str]:
     return labels
 
 
-def _weighted_sum(
-    weights: Mapping[str, float], components: Mapping[str, Sequence[float | None]], index: int
-) -> float:
+def _weighted_sum(weights: Mapping[str, float], components: Mapping[str, Sequence[float | None]], index: int) -> float:
     values = [(weights[name], column[index]) for name, column in components.items()]
     applied = [weight * value for weight, value in values if value is not None]
     return math.fsum(applied) if applied else math.nan

@@ -25,9 +25,7 @@ _FORMS = {
         r"<answer>(?P<answer>(?:(?!</?(?:think|answer)>).)*+)</answer>\s*",
         re.DOTALL,
     ),
-    "think": re.compile(
-        r"<think>(?P<thought>(?:(?!</?think>).)*+)</think>(?P<answer>(?:(?!</?think>).)*+)", re.DOTALL
-    ),
+    "think": re.compile(r"<think>(?P<thought>(?:(?!</?think>).)*+)</think>(?P<answer>(?:(?!</?think>).)*+)", re.DOTALL),
 }
 
 

@@ -80,9 +80,7 @@ def available_rewards() -> list[str]:
     return sorted({*_BUILT_INS, *_entry_points()})
 
 
-def load_reward(
-    spec: "str | Mapping[str, Any] | RewardSpec", *, base_dir: str | Path | None = None
-) -> Reward:
+def load_reward(spec: "str | Mapping[str, Any] | RewardSpec", *, base_dir: str | Path | None = None) -> Reward:
     """The reward that `spec` names: a name, a path "file.py:function", or a recipe entry.
 
     base_dir: where relative file paths start (default: the working directory).

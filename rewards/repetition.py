@@ -10,9 +10,7 @@ None is never returned: it applies to every completion.
 from collections.abc import Hashable, Sequence
 
 
-def repetition(
-    completion_ids: Sequence[Sequence[Hashable]], *, n: int = 40, max_penalty: float = -1.0
-) -> list[float]:
+def repetition(completion_ids: Sequence[Sequence[Hashable]], *, n: int = 40, max_penalty: float = -1.0) -> list[float]:
     """Between max_penalty and 0 per completion. Raises ValueError unless n >= 1 and max_penalty <= 0."""
     if n < 1 or not max_penalty <= 0:
         raise ValueError(f"need n >= 1 and max_penalty <= 0, got n={n}, max_penalty={max_penalty}")

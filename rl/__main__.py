@@ -24,7 +24,6 @@ def main(arguments: list[str] | None = None) -> int:
     # After the check above: from here on `data` and `rewards` are ours.
     from data.errors import DataError
     from rewards.errors import RewardError
-
     from rl.recipe_io import RecipeError
 
     checking = arguments[0] == "check"
@@ -41,9 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
             print(check(recipe))
             return 0
         preflight(recipe)
+        from rl.policy.backend import NonFinite
         from rl.runner import run
 
-        run(recipe)
+        try:
+            run(recipe)
+        except NonFinite as error:
+            print(f"stopped: {error}; the last checkpoint is as it was", file=sys.stderr)
+            return 1
     except (RecipeError, DataError, RewardError) as error:
         return refuse(str(error))
     except KeyboardInterrupt:

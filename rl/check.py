@@ -10,8 +10,7 @@ from data.problems import describe_problems
 from data.spec import ProblemSpec
 from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
-
-from rl.recipe import EvalRecipe, EvaluateSpec, GRPORecipe, ModelSpec, SFTRecipe, StagesRecipe, TrainSpec
+from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, SFTRecipe, StagesRecipe, TrainSpec
 from rl.recipe_io import RecipeError, dump, nearest
 from rl.stages import stage_recipes
 
@@ -225,12 +224,11 @@ def memory_table(recipe: Any) -> list[str]:
     text = config.get_text_config()
     low = 2 if spec.dtype == "bfloat16" else 4
     rows = {"weights": count * low}
-    if isinstance(recipe, TrainSpec):
+    if isinstance(recipe, GRPORecipe | SFTRecipe):
         rows["float32 masters"] = count * 4 if low == 2 else 0
         rows["float32 gradients"] = count * 4
         rows["Adam moments"] = count * 8
-        training = recipe.grpo if isinstance(recipe, GRPORecipe) else recipe.sft
-        tokens = training.tokens_per_microbatch
+        tokens = (recipe.grpo if isinstance(recipe, GRPORecipe) else recipe.sft).tokens_per_microbatch
         # Rule of thumb, per token and layer: about 16 values of the hidden size and 4 of the feed-forward
         # size are kept for the backward pass; with checkpointing one of the hidden size, and one layer whole.
         layer = 16 * text.hidden_size + 4 * getattr(text, "intermediate_size", 4 * text.hidden_size)

@@ -10,7 +10,6 @@ from typing import Any
 from rewards import Reward, load_reward
 from rewards.math.exact import parse_number
 from rewards.math.extract import extract_answer
-
 from rl.experience import Completion, assign_rewards, completions_of
 from rl.policy.backend import Processes
 from rl.policy.load import DTYPES, load_model, load_tokenizer

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rewards import Reward, score
 from torch import Tensor
 
+from rewards import Reward, score
 from rl.objective import group_advantages, uniform_groups
 from rl.policy.packing import Document
 from rl.prompts import Prompt, Prompts, columns_of
@@ -79,7 +79,11 @@ def completions_of(
 
 
 def assign_rewards(
-    batch: list[Completion], rewards: Sequence[Reward], prompts: Prompts, truncation: TruncationSpec, max_tokens: int
+    batch: list[Completion],
+    rewards: Sequence[Reward],
+    prompts: Prompts,
+    truncation: TruncationSpec,
+    max_tokens: int,
 ) -> None:
     """Scores a batch in place; DAPO's overlong penalty is one more component."""
     if not batch:

@@ -10,8 +10,8 @@ import time
 from typing import Any
 
 import torch
-from rewards import load_reward
 
+from rewards import load_reward
 from rl.evaluate import Evaluator
 from rl.experience import (
     Completion,
@@ -58,7 +58,8 @@ class GRPO:
         self.policy = Policy(model, temperature=rollout.temperature)
         self.policy.check_packing()
         self.reference = Reference(self.policy, recipe.grpo.reference) if recipe.grpo.kl.coefficient else None
-        self.sampler = LocalSampler(model, self.tokenizer, max_slots=rollout.max_slots)
+        self.sampler = LocalSampler(model, self.tokenizer, max_slots=rollout.max_slots, slots=self.policy.packed)
+        self.sampler.progress = lambda done, all_: self.run_folder.progress.update(f"{done}/{all_} completions")
         self.evaluator = Evaluator.of(recipe, self.tokenizer, processes)
         self.updates = self.cursor = self.steps_done = 0
         self.seconds = 0.0
@@ -191,7 +192,14 @@ class GRPO:
                 high=correction.high,
             )  # fmt: skip
         loss, metrics = policy_loss(
-            logp, old, advantages, mask, ids, weights=weights, denominator=denominator, **spec.loss.model_dump()
+            logp,
+            old,
+            advantages,
+            mask,
+            ids,
+            weights=weights,
+            denominator=denominator,
+            **spec.loss.model_dump(),
         )
         log.tokens(metrics, entropy)
         if spec.old_logprobs == "trainer" or self.updates == self.sampler.version:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from data.problems import load_problems
 from data.spec import ProblemSpec
 from data.templates import encode_prompt, render_prompt, resolve_template, uses_chat_template
-
 from rl.recipe_io import RecipeError
 from rl.rollout.sampling import stream_key
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from data.spec import ProblemSpec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from data.spec import ProblemSpec
 from rewards.spec import RewardSpec
 
 Positive = Annotated[int, Field(gt=0)]
@@ -213,6 +214,7 @@ class RunSpec(Strict):
     output_dir: str
     seed: int = 0
     resume: Literal["auto", "never"] = "auto"
+    threads: Positive | None = Field(None, description="CPU threads of torch; None = all cores over the processes here")
     model: ModelSpec
     log: LogSpec = LogSpec()
 

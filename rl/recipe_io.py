@@ -68,9 +68,8 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return raw
     parent = path.parent / str(base)
     if not parent.is_file():
-        raise RecipeError(
-            f"extends: no file {base} beside {path.name}{nearest(str(base), [p.name for p in path.parent.glob('*.yaml')])}"
-        )
+        siblings = [p.name for p in path.parent.glob("*.yaml")]
+        raise RecipeError(f"extends: no file {base} beside {path.name}{nearest(str(base), siblings)}")
     return merge(read_yaml(parent, (*seen, path)), raw)
 
 
@@ -191,16 +190,14 @@ def _explain(detail: ErrorDetails, root: type[BaseModel]) -> str:
 
 def _fields_at(root: type[BaseModel], location: list[Any]) -> list[str]:
     """Names of the fields of the model that a location leads to."""
-    current: Any = root
+    current: type[BaseModel] | None = root
     for part in location:
-        if isinstance(part, str) and isinstance(current, type) and part in current.model_fields:
+        if current is not None and part in current.model_fields:  # list positions and dictionary keys stay put
             current = _model_in(current.model_fields[part].annotation)
-        else:
-            current = _model_in(current)
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+    return list(current.model_fields) if current else []
 
 
-def _model_in(annotation: Any) -> Any:
+def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The pydantic model inside Optional[...], list[...] or dict[str, ...]."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+import torch
 
 from rl.policy.backend import LaunchError, Processes
 from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
 from rl.recipe_io import RecipeError
 from rl.stages import run_stages
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(recipe: Any) -> dict[str, Any]:
@@ -22,6 +30,8 @@ def run(recipe: Any) -> dict[str, Any]:
 
 
 def run_pipeline(recipe: Any, processes: Processes) -> dict[str, Any]:
+    # Processes that each take all cores spin against each other; a tiny model is fastest on one thread anyway.
+    torch.set_num_threads(recipe.threads or max(1, cores() // processes.local_world))
     if isinstance(recipe, GRPORecipe):
         from rl.grpo import run_grpo
 

@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 import torch
-from data.templates import render_completion, resolve_template
 
+from data.templates import render_completion, resolve_template
 from rl.evaluate import Evaluator
 from rl.policy.backend import Processes, Replicated, learning_rate
 from rl.policy.load import DTYPES, load_model, load_tokenizer

@@ -64,7 +64,7 @@ def change(recipe: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def write(path: Path, recipe: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path
 
 

@@ -87,11 +87,7 @@ def test_errors_survive_pickling() -> None:
 
 
 def test_importing_data_is_light() -> None:
-    code = (
-        "import sys, data; print(sorted({'datasets', 'transformers', 'torch', 'pyarrow'} & set(sys.modules)))"
-    )
+    code = "import sys, data; print(sorted({'datasets', 'transformers', 'torch', 'pyarrow'} & set(sys.modules)))"
     root = Path(__file__).parents[1]
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

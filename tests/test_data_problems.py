@@ -282,9 +282,7 @@ def test_hub_passes_its_settings_on_and_explains_failure(monkeypatch: pytest.Mon
     assert load_problems(spec)["source"][0] == "org/maths"
     assert describe_problems(spec)[1] is None
     assert asked == [("org/maths", "main", "test", "abc", False), ("org/maths", "main", "test", "abc", True)]
-    with pytest.raises(
-        DataError, match=r"hub: cannot load 'org/moths', .*nobody home.* give its files as `path`"
-    ):
+    with pytest.raises(DataError, match=r"hub: cannot load 'org/moths', .*nobody home.* give its files as `path`"):
         load_problems({"hub": "org/moths"})
 
 

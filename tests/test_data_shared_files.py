@@ -8,9 +8,7 @@ import pytest
 from data import DataError, load_problems
 
 MATH = Path(__file__).parents[1].parent / "shared" / "data" / "math"
-needs_math = pytest.mark.skipif(
-    not MATH.is_dir(), reason="the shared development data is not on this machine"
-)
+needs_math = pytest.mark.skipif(not MATH.is_dir(), reason="the shared development data is not on this machine")
 
 
 @needs_math

@@ -62,9 +62,7 @@ def solve_linear(statement: str) -> int:
 
 
 def solve_gcd(statement: str) -> int:
-    return max(
-        d for d in range(1, min(numbers(statement)) + 1) if all(n % d == 0 for n in numbers(statement))
-    )
+    return max(d for d in range(1, min(numbers(statement)) + 1) if all(n % d == 0 for n in numbers(statement)))
 
 
 def solve_digits(statement: str) -> int:
@@ -148,9 +146,7 @@ def test_reasoning_is_as_short_as_documented(family: str, level: int) -> None:
 
 
 def test_the_documented_lengths_are_these() -> None:
-    rows = re.findall(
-        r"^ *([a-z]+) +(\d+) +(\d+) +(\d+) +(\d+) +(\d+)$", generate.__doc__ or "", re.MULTILINE
-    )
+    rows = re.findall(r"^ *([a-z]+) +(\d+) +(\d+) +(\d+) +(\d+) +(\d+)$", generate.__doc__ or "", re.MULTILINE)
     assert {family: [int(n) for n in lengths] for family, *lengths in rows} == LONGEST
 
 

@@ -69,9 +69,7 @@ def test_messages_have_the_system_turn_first() -> None:
 
 def test_r1_zero_is_raw_text_even_with_a_chat_template() -> None:
     text = render_prompt(to_messages("1+1?", "r1-zero"), make_tokenizer(CHAT), "r1-zero")
-    assert text.startswith(
-        "A conversation between User and Assistant. The user asks a question, and the Assistant"
-    )
+    assert text.startswith("A conversation between User and Assistant. The user asks a question, and the Assistant")
     assert text.endswith("<answer> answer here </answer>. User: 1+1?. Assistant:")
     assert "<|" not in text and "<s>" not in text
 
@@ -103,12 +101,8 @@ def test_chat_prompt_has_one_bos_and_no_eos() -> None:
     assert doubled.count(tokenizer.bos_token_id) == 2
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "bos"), [("<s>", "</s>", 1), ("<s>", "", 1), ("", "</s>", 0), ("", "", 0)]
-)
-def test_raw_prompt_keeps_the_first_special_tokens_and_drops_the_last(
-    before: str, after: str, bos: int
-) -> None:
+@pytest.mark.parametrize(("before", "after", "bos"), [("<s>", "</s>", 1), ("<s>", "", 1), ("", "</s>", 0), ("", "", 0)])
+def test_raw_prompt_keeps_the_first_special_tokens_and_drops_the_last(before: str, after: str, bos: int) -> None:
     tokenizer = make_tokenizer(before=before, after=after)
     ids = encode_prompt(to_messages("1+1=?", "short-think"), tokenizer, "short-think")
     text = tokenizer("1+1=?<think>", add_special_tokens=False)["input_ids"]

@@ -139,9 +139,7 @@ def experience(grpo: GRPO, seed: int, *, off_policy: bool = True) -> list[Comple
     return batch
 
 
-def gradient(
-    grpo: GRPO, batch: list[Completion], *, padded: bool = False, kl: bool = True, **spec
-) -> torch.Tensor:
+def gradient(grpo: GRPO, batch: list[Completion], *, padded: bool = False, kl: bool = True, **spec) -> torch.Tensor:
     """The accumulated gradient of one update, flat, as the optimizer gets it; the model stays as it is."""
     settings = {**grpo.recipe.model_dump(mode="json"), "resume": "never"}
     settings["grpo"] = {**settings["grpo"], **spec}
@@ -288,9 +286,7 @@ def test_old_and_reference_logprobs_do_not_depend_on_the_split(double):
     completion = batch[3]
     ids = torch.tensor([[*completion.prompt.ids, *completion.sample.token_ids]])
     logp = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
-    want = logp[len(completion.prompt.ids) - 1 : -1].gather(
-        -1, torch.tensor(completion.sample.token_ids)[:, None]
-    )
+    want = logp[len(completion.prompt.ids) - 1 : -1].gather(-1, torch.tensor(completion.sample.token_ids)[:, None])
     assert (completion.old_logp - want[:, 0]).abs().max() < 1e-10
 
 
@@ -298,11 +294,7 @@ def test_old_and_reference_logprobs_do_not_depend_on_the_split(double):
 
 
 def environment(**more: str) -> dict[str, str]:
-    kept = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_"))
-    }
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_"))}
     # From another folder than the repository, `rl` is found by this.
     return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
 
@@ -382,9 +374,7 @@ def test_one_process_equals_two(tmp_path):
     assert two.returncode == 0, output[-3000:]
     assert "2 process(es)" in output
 
-    (rows_one, one, summary_one), (rows_two, two_weights, summary_two) = (
-        results(tmp_path / n) for n in ("one", "two")
-    )
+    (rows_one, one, summary_one), (rows_two, two_weights, summary_two) = (results(tmp_path / n) for n in ("one", "two"))
     assert len(rows_one) == len(rows_two) == 2
     for a, b in zip(rows_one, rows_two, strict=True):
         assert a.keys() == b.keys()
@@ -398,8 +388,6 @@ def test_one_process_equals_two(tmp_path):
     assert one.keys() == two_weights.keys()
     for name, weight in one.items():
         assert (weight - two_weights[name]).abs().max() < 2e-5, name
-    start = GRPO(
-        load_recipe(str(recipe), [f"output_dir={tmp_path / 'start'}"]), Processes()
-    ).policy.model.state_dict()
+    start = GRPO(load_recipe(str(recipe), [f"output_dir={tmp_path / 'start'}"]), Processes()).policy.model.state_dict()
     change = max(float((one[n] - start[n]).abs().max()) for n in one)
     assert 1e-3 < change < math.inf  # the weights did move, a hundred times further than they may differ

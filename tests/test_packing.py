@@ -94,11 +94,7 @@ def test_packed_equals_separate_forwards_for_random_shapes(family):
         docs = []
         for _ in range(draw.randint(1, 6)):
             group = draw.randrange(3)
-            docs.append(
-                Document(
-                    prompts[group], token_lists([draw.randint(1, 6)], seed=draw.random())[0], group=group
-                )
-            )
+            docs.append(Document(prompts[group], token_lists([draw.randint(1, 6)], seed=draw.random())[0], group=group))
         assert_packs(policy, docs, draw.choice([12, 25, 1000]), draw.random() < 0.7)
 
 
@@ -131,9 +127,7 @@ def test_documents_in_a_pack_are_isolated():
     for neighbour in others[:2]:
         (batch,) = pack([first, Document([9, 8], [7, 6, 5]), neighbour], tokens_per_microbatch=1000)
         seen = []
-        hook = model.model.embed_tokens.register_forward_hook(
-            lambda module, args, out, seen=seen: seen.append(out)
-        )
+        hook = model.model.embed_tokens.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out))
         logp, _ = policy.logprobs(batch)
         hook.remove()
         own = batch.sequence_P == 0
@@ -205,9 +199,7 @@ def test_documents_without_a_group_share_nothing():
 @st.composite
 def batches(draw):
     groups = draw(st.lists(st.integers(1, 30), min_size=1, max_size=6))
-    members = draw(
-        st.lists(st.tuples(st.integers(0, len(groups) - 1), st.integers(1, 40)), min_size=1, max_size=20)
-    )
+    members = draw(st.lists(st.tuples(st.integers(0, len(groups) - 1), st.integers(1, 40)), min_size=1, max_size=20))
     prompts = token_lists(groups)
     return [Document(prompts[g], [3 + i] * n, None, group=g) for i, (g, n) in enumerate(members)]
 
@@ -290,11 +282,7 @@ def test_token_logprobs_against_full_log_softmax(kind, temperature, dtype):
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(11, 16, generator=generator, dtype=torch.float64).to(dtype)
     weight = (0.5 * torch.randn(37, 16, generator=generator, dtype=torch.float64)).to(dtype)
-    bias = (
-        torch.randn(37, generator=generator, dtype=torch.float64).to(dtype)
-        if options.pop("bias", 0)
-        else None
-    )
+    bias = torch.randn(37, generator=generator, dtype=torch.float64).to(dtype) if options.pop("bias", 0) else None
     target = torch.randint(37, (11,), generator=generator)
     upstream = torch.randn(11, generator=generator)
     leaves = [x for x in (hidden, weight, bias) if x is not None]

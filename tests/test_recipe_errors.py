@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from recipes import PROBLEMS, REPO, change, grpo, run, sft, write
 
+from recipes import PROBLEMS, REPO, change, grpo, run, sft, write
 from rl.__main__ import main
 
 
@@ -28,7 +28,7 @@ CASES = {
     "a group of one": ({"grpo__samples_per_prompt": 1}, ["samples_per_prompt", "at least 2"]),
     "greedy rollouts": ({"rollout__temperature": 0}, ["rollout.temperature", "above 0"]),
     "no model": ({"model": {}}, ["model", "model.path", "model.scratch"]),
-    "missing model folder": ({"model": {"path": "./no-such-model"}}, ["model.path", "./no-such-model", "does not exist"]),
+    "missing model folder": ({"model": {"path": "./no-such"}}, ["model.path", "./no-such", "does not exist"]),
     "missing file": ({"data": {"path": "no-such-file.jsonl"}}, ["data", "no-such-file.jsonl"]),
     "two sources": ({"data": {**PROBLEMS, "path": "x.jsonl"}}, ["data", "exactly one of path, hub and generator"]),
     "unknown template": ({"data": {**PROBLEMS, "template": "r1-zeo"}}, ["data.template", "r1-zero"]),
@@ -94,7 +94,10 @@ def test_data_without_the_answer_column(tmp_path, capsys):
     path = write(tmp_path / "recipe.yaml", grpo(tmp_path / "run", data={"path": str(rows)}))
     message = refused(capsys, path)
     assert "answer" in message and "anwser" in message
-    path = write(tmp_path / "sft.yaml", sft(tmp_path / "run", data={"path": str(rows), "columns": {"answer": "anwser"}}))
+    path = write(
+        tmp_path / "sft.yaml",
+        sft(tmp_path / "run", data={"path": str(rows), "columns": {"answer": "anwser"}}),
+    )
     assert "reasoning" in refused(capsys, path)
 
 
@@ -119,7 +122,12 @@ def test_stages(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["data.py", "model.py"])
 def test_a_file_that_shadows_our_packages_is_named(name, tmp_path):
     (tmp_path / name).write_text("raise SystemExit('the user code must not run')\n")
-    result = run("check", str(REPO / "recipes" / "quickstart.yaml"), cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path}:{REPO}"})
+    result = run(
+        "check",
+        str(REPO / "recipes" / "quickstart.yaml"),
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{tmp_path}:{REPO}"},
+    )
     assert result.returncode == 2 and str(tmp_path / name) in result.stderr
 
 

@@ -6,6 +6,7 @@ import signal
 
 import pyarrow.parquet as pq
 import pytest
+
 from recipes import grpo, metrics, run, sft, write
 
 # Each patch kills the process, for real, at the third time a place is reached. `once` is a file that says it

@@ -43,9 +43,7 @@ def _rows() -> Iterator[tuple[str, dict[str, Any]]]:
 def test_no_false_reward_on_any_shared_row() -> None:
     rows = [(source, row) for source, row in _rows() if not row["expected"] and row["pred"] not in MULTI_LINE]
     assert len(rows) > 100
-    paid = [
-        (source, row["gold"], row["pred"]) for source, row in rows if grade(row["pred"], row["gold"]).correct
-    ]
+    paid = [(source, row["gold"], row["pred"]) for source, row in rows if grade(row["pred"], row["gold"]).correct]
     assert paid == []
 
 

@@ -87,9 +87,7 @@ def test_entry_points_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_entry_point_that_fails_quotes_its_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, ImportError("no module named torchfoo"))
-    with pytest.raises(
-        RewardError, match=r"politeness.*polite_pkg:reward.*ImportError: no module named torchfoo"
-    ):
+    with pytest.raises(RewardError, match=r"politeness.*polite_pkg:reward.*ImportError: no module named torchfoo"):
         load_reward("politeness")
 
 
@@ -152,9 +150,7 @@ def test_a_failing_import_quotes_the_users_line(tmp_path: Path, source: str, mes
     assert load_reward("bad.py:f", base_dir=tmp_path).fn(completions=["x"]) == [0.5]
 
 
-def test_a_dotted_module_that_fails_quotes_its_own_exception(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dotted_module_that_fails_quotes_its_own_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "r1forge_test_broken.py").write_text("\nimport nothing_of_the_kind\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(RewardError, match=r"broken\.py:2: ModuleNotFoundError: .*nothing_of_the_kind"):

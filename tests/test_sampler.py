@@ -46,9 +46,7 @@ def logits_after(model, prompt: list[int], completion: list[int]) -> torch.Tenso
     return model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].double()
 
 
-def processed(
-    logits: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
-) -> torch.Tensor:
+def processed(logits: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
     """Probabilities of one position, written down anew: temperature, then top-k, then top-p, renormalised."""
     logits = logits.double() / (temperature or 1.0)
     order = torch.argsort(logits, descending=True).tolist()
@@ -149,9 +147,7 @@ def test_logprobs_equal_a_plain_forward(family):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize(
-    "family,supported", [("llama", True), ("gemma2", True), ("llama", False), ("gpt2", False)]
-)
+@pytest.mark.parametrize("family,supported", [("llama", True), ("gemma2", True), ("llama", False), ("gpt2", False)])
 def test_logprobs_are_of_the_processed_distribution(family, supported, setting):
     sampler = sampler_of(family, supported=supported, max_slots=4)
     prompts = token_lists([6, 2, 11])
@@ -214,9 +210,7 @@ def test_tokens_follow_the_exact_distribution(setting, supported):
     narrowing = dict(SETTINGS[setting])
     if "top_k" in narrowing:
         narrowing["top_k"] = 4
-    sampler = sampler_of(
-        "llama", eos=None, vocabulary=vocabulary, supported=supported, max_slots=512, layers=2
-    )
+    sampler = sampler_of("llama", eos=None, vocabulary=vocabulary, supported=supported, max_slots=512, layers=2)
     params = SamplingParams(n=4000, max_tokens=2, seed=11, **narrowing)
     counts = torch.zeros(vocabulary, vocabulary)
     for sample in flat(sampler.generate([prompt], params)):
@@ -261,9 +255,7 @@ def test_a_sample_depends_only_on_its_stream(family, supported):
         assert tokens(alone) == together[3 * i : 3 * i + 3]
         fewer = sampler.generate([prompts[i]], replace(params, n=1), streams=[streams[i]])
         assert tokens(fewer) == together[3 * i : 3 * i + 1]
-        neighbours = sampler.generate(
-            [*token_lists([9, 4], seed=8), prompts[i]], params, streams=[1, 2, streams[i]]
-        )
+        neighbours = sampler.generate([*token_lists([9, 4], seed=8), prompts[i]], params, streams=[1, 2, streams[i]])
         assert tokens(neighbours[2:]) == together[3 * i : 3 * i + 3]
 
 
@@ -488,9 +480,7 @@ def test_fallback_ignores_the_generation_config():
     prompts = token_lists([5, 2])
     params = SamplingParams(n=2, max_tokens=9, seed=4)
     want = sampler.generate(prompts, params)
-    sampler.model.generation_config.update(
-        repetition_penalty=1.7, no_repeat_ngram_size=1, suppress_tokens=[9, 10]
-    )
+    sampler.model.generation_config.update(repetition_penalty=1.7, no_repeat_ngram_size=1, suppress_tokens=[9, 10])
     got = sampler.generate(prompts, params)
     assert tokens(got) == tokens(want)
     for a, b in zip(flat(got), flat(want), strict=True):

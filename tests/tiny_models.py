@@ -146,9 +146,7 @@ def documents(*, vocabulary: int = 101, seed: int = 0, masks: bool = True) -> li
     return made
 
 
-def plain_logprobs(
-    model: Any, document: Document, temperature: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def plain_logprobs(model: Any, document: Document, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """(log-probability, entropy) of each completion token by the model's own forward on this document."""
     ids = torch.tensor([[*document.prompt_ids, *document.completion_ids]])
     start = len(document.prompt_ids)

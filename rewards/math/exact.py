@@ -28,9 +28,7 @@ _LATEX_FRACTION = re.compile(
     rf"\s*(?:\{{\s*(?P<d>{_SIGNED})\s*\}}|(?P<d1>[0-9]))"
 )
 # A whole part is only read before a numerator of one or two digits: "1 234/567" is 1234/567.
-_SLASH_FRACTION = re.compile(
-    rf"(?:(?P<whole>[0-9]+) +(?=[1-9][0-9]?\s*/))?(?P<n>{_UNSIGNED})\s*/\s*(?P<d>{_UNSIGNED})"
-)
+_SLASH_FRACTION = re.compile(rf"(?:(?P<whole>[0-9]+) +(?=[1-9][0-9]?\s*/))?(?P<n>{_UNSIGNED})\s*/\s*(?P<d>{_UNSIGNED})")
 _SCIENTIFIC = re.compile(
     rf"(?:(?P<m>{_UNSIGNED})\s*(?:\\times|\\cdot|\*)\s*)?10\s*\^\s*"
     r"(?:\{\s*(?P<e>[-+]?[0-9]+)\s*\}|(?P<e1>[-+]?[0-9]+))"

@@ -47,9 +47,7 @@ def correction_weights(
         _, sequence = torch.unique(sequence_ids, return_inverse=True)
         count = int(sequence.max()) + 1 if len(sequence) else 0
         sums = torch.zeros(count, dtype=log_weight.dtype, device=log_weight.device)
-        mean = sums.index_add(0, sequence, log_weight) / sums.index_add(
-            0, sequence, torch.ones_like(log_weight)
-        )
+        mean = sums.index_add(0, sequence, log_weight) / sums.index_add(0, sequence, torch.ones_like(log_weight))
         ratio = torch.exp(saturate(mean))[sequence]
         return ((ratio >= low) & (ratio <= high)).to(log_weight.dtype)
     raise ValueError(f"correction must be 'none', 'tis', 'mis' or 'sequence-mask', not {kind!r}")

@@ -13,9 +13,7 @@ Estimator = Literal["k1", "k2", "k3"]
 LOG_RATIO_LIMIT = 40.0
 
 
-def kl_estimate(
-    logp: Tensor, ref_logp: Tensor, kind: Estimator = "k3", mask: Tensor | None = None
-) -> Tensor:
+def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: Estimator = "k3", mask: Tensor | None = None) -> Tensor:
     """Per-token estimate [T], in nats, from log pi and log pi_ref of the sampled tokens [T].
 
     Tokens outside the mask give 0, whatever their log-probabilities, and get no gradient.

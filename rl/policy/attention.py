@@ -158,8 +158,8 @@ class PackedLayout:
         packed = [x.transpose(0, 1) for x in (q_HTD, k_GTD, v_GTD)]  # [T, heads, D]
         padded = packed if self.identity else [_Pad.apply(x, self.source, self.place) for x in packed]
         pieces = [
-            batch.attend(*rows, k_GTD, v_GTD, options)
-            for batch, rows in zip(self.batches, self._split(padded), strict=True)
+            batch.attend(q, k, v, k_GTD, v_GTD, options)
+            for batch, (q, k, v) in zip(self.batches, self._split(padded), strict=True)
         ]
         out = torch.cat(pieces) if len(pieces) > 1 else pieces[0]  # [padded places, H, D]
         if not self.identity:

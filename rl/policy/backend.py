@@ -52,12 +52,17 @@ class Processes:
 
             cpu = not torch.cuda.is_available()
             state = PartialState(cpu=cpu, backend="gloo" if cpu else "nccl")
-            self.rank, self.world, self.local_rank = state.process_index, state.num_processes, state.local_process_index
+            self.rank, self.world, self.local_rank = (
+                state.process_index,
+                state.num_processes,
+                state.local_process_index,
+            )
             self.device = state.device
         else:
             self.rank, self.world, self.local_rank = 0, 1, 0
             self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         rank = int(os.environ.get("RANK", "0"))
+        self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         launched = int(os.environ.get("ACCELERATE_NUM_PROCESSES", announced))
         if self.world != announced or self.rank != rank or launched != announced:
             raise LaunchError(
@@ -100,12 +105,12 @@ class Replicated:
         self.rank, self.world = processes.rank, processes.world
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.masters = [p.detach().float().clone() for p in self.parameters]
+        self.masters = [p.detach().float() for p in self.parameters]
         self.shared = compute_dtype == torch.float32
         if self.shared:
             self.masters = self.parameters
         else:
-            cast_parameters(model, compute_dtype)
+            cast_parameters(model, compute_dtype)  # gives parameters new storage; the masters keep the old
             for master, parameter in zip(self.masters, self.parameters, strict=True):
                 parameter.register_post_accumulate_grad_hook(_accumulate_into(master))
         decays = [m for m in self.masters if m.ndim >= 2]
@@ -120,15 +125,17 @@ class Replicated:
             eps=spec.eps,
             fused=True,
         )
-        self.skipped = 0
+        self.skipped = 0  # updates left out because something was not finite
+        self.poisoned = False  # a micro-batch of the coming update had no finite loss
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of a micro-batch; its loss is already divided by the global denominator."""
-        if not torch.isfinite(loss):
-            if self.spec.on_nonfinite == "stop":
-                raise NonFinite(f"the loss of a micro-batch is {loss.item()}: see optimizer.on_nonfinite")
-            loss = loss * 0.0 + torch.nan  # counted and skipped as a whole update in `step`
-        loss.backward()
+        if torch.isfinite(loss):
+            loss.backward()
+        elif self.spec.on_nonfinite == "stop":
+            raise NonFinite(f"the loss of a micro-batch is {loss.item()}; optimizer.on_nonfinite: skip goes on")
+        else:
+            self.poisoned = True
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> tuple[float, bool]:
@@ -141,7 +148,8 @@ class Replicated:
         if self.world > 1:
             _all_reduce(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
-        finite = bool(torch.isfinite(norm))
+        poisoned = self.processes.sum({"poisoned": float(self.poisoned)})["poisoned"] > 0
+        finite = bool(torch.isfinite(norm)) and not poisoned
         if finite:
             torch._foreach_mul_(gradients, min(1.0, self.spec.clip / (float(norm) + 1e-6)))
             for group in self.optimizer.param_groups:
@@ -155,6 +163,7 @@ class Replicated:
             raise NonFinite(f"the gradient of {bad[0] if bad else 'all parameters together'} is not finite")
         else:
             self.skipped += 1
+            self.poisoned = False
         for master in self.masters:
             master.grad = None
         return float(norm), finite

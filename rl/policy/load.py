@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rl.recipe import ModelSpec, ScratchModel
+from rl.recipe_io import RecipeError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -30,7 +33,8 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     if source is None:
         assert spec.scratch is not None
         return character_tokenizer(spec.scratch.characters)
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=spec.revision if source == spec.path else None)
+    with explained("model.tokenizer" if spec.tokenizer else "model.path", source):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=spec.revision if source == spec.path else None)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -41,9 +45,10 @@ def load_model(spec: ModelSpec, tokenizer: Any, *, seed: int = 0, dtype: torch.d
     from transformers import AutoModelForCausalLM
 
     if spec.path is not None:
-        model = AutoModelForCausalLM.from_pretrained(
-            spec.path, revision=spec.revision, dtype=dtype, attn_implementation=spec.attention
-        )
+        with explained("model.path", spec.path):
+            model = AutoModelForCausalLM.from_pretrained(
+                spec.path, revision=spec.revision, dtype=dtype, attn_implementation=spec.attention
+            )
     else:
         assert spec.scratch is not None
         with torch.random.fork_rng(devices=[]):
@@ -57,6 +62,16 @@ def load_model(spec: ModelSpec, tokenizer: Any, *, seed: int = 0, dtype: torch.d
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.eval()
+
+
+@contextmanager
+def explained(field: str, source: str) -> Iterator[None]:
+    """transformers raises OSError or ValueError for what is not there or not a model: name the field."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RecipeError(f"{field}: {source} cannot be loaded: {first}") from error
 
 
 def cast_parameters(model: Any, dtype: torch.dtype) -> None:
@@ -121,4 +136,4 @@ def stop_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 def is_local(path: str) -> bool:
     """Whether a model path means a folder here, rather than a hub id such as `org/name`."""
-    return Path(path).expanduser().is_dir() or path.startswith((".", "/", "~")) or path.count("/") != 1
+    return Path(path).expanduser().is_dir() or path.startswith((".", "/", "~")) or path.count("/") > 1

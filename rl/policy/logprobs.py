@@ -45,7 +45,7 @@ def token_logprobs(
 
     chunk: rows of logits that exist at a time; memory is about 3 * 4 * chunk * V bytes.
     """
-    return _TokenLogprobs.apply(hidden_PC, head.weight, head.bias, target_P, head, temperature, chunk)  # type: ignore[no-any-return]
+    return _TokenLogprobs.apply(hidden_PC, head.weight, head.bias, target_P, head, temperature, chunk)
 
 
 class _TokenLogprobs(torch.autograd.Function):

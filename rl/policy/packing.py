@@ -67,7 +67,11 @@ class Pack:
 
 
 def pack(
-    documents: Sequence[Document], *, tokens_per_microbatch: int, share_prompts: bool = True, padded: bool = False
+    documents: Sequence[Document],
+    *,
+    tokens_per_microbatch: int,
+    share_prompts: bool = True,
+    padded: bool = False,
 ) -> list[Pack]:
     """Splits documents into packs of at most tokens_per_microbatch tokens (a longer document stands alone).
 

@@ -30,7 +30,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+        return next(self.model.parameters()).device
 
     def logprobs(self, batch: Pack) -> tuple[Tensor, Tensor]:
         """(log-probability, entropy) of the pack's targets, both [P] float32, in nats."""

@@ -54,6 +54,7 @@ class LocalSampler:
     """Samples from a Hugging Face causal LM in this process; the weights are the model's own tensors.
 
     max_slots: sequences decoded at a time. prefill_tokens: prompt tokens per prefill forward.
+    slots: whether to drive the model's attention ourselves; None = if its type is known to allow it.
     Architectures whose attention we cannot drive fall back to transformers' `generate`, announced once.
     """
 
@@ -66,13 +67,14 @@ class LocalSampler:
         prefill_tokens: int = 8192,
         version: int = 0,
         progress: Callable[[int, int], None] | None = None,
+        slots: bool | None = None,
     ):
         self.model, self.tokenizer = model, tokenizer
         self.max_slots, self.prefill_tokens = max_slots, prefill_tokens
         self.version = version
         self.progress = progress  # called with (completions done, completions asked for)
         self.stop_ids = stop_token_ids(model, tokenizer)
-        self.supported = model.config.model_type in SUPPORTED_TYPES
+        self.supported = model.config.model_type in SUPPORTED_TYPES if slots is None else slots
         self._slots: Slots | None = None
         self._step: DecodeStep | None = None
         if not self.supported:
@@ -89,9 +91,7 @@ class LocalSampler:
                 if name not in parameters:
                     raise KeyError(f"the sampler's model has no weight named {name!r}")
                 if parameters[name].shape != tensor.shape:
-                    raise ValueError(
-                        f"{name}: shape {tuple(tensor.shape)}, expected {tuple(parameters[name].shape)}"
-                    )
+                    raise ValueError(f"{name}: shape {tuple(tensor.shape)}, expected {tuple(parameters[name].shape)}")
                 parameters[name].copy_(tensor)
         self.version = version
 
@@ -101,7 +101,11 @@ class LocalSampler:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, streams: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        streams: Sequence[int] | None = None,
     ) -> list[list[Sample]]:
         if any(len(p) == 0 for p in prompts):
             raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not len(p))} is empty")
@@ -159,9 +163,7 @@ class LocalSampler:
                 take = min(slots.count - used, params.n - prompt.next_sample)
                 slots.fill(list(range(used, used + take)), prompt.recorded, prompt.start, len(prompt.ids))
                 for j in range(prompt.next_sample, prompt.next_sample + take):
-                    admitted.append(
-                        _Running(prompt.index, j, stream_key(keys[prompt.index], j), len(prompt.ids))
-                    )
+                    admitted.append(_Running(prompt.index, j, stream_key(keys[prompt.index], j), len(prompt.ids)))
                     first_logits.append(prompt.logits_V)
                 prompt.next_sample += take
                 if prompt.next_sample == params.n:
@@ -175,6 +177,8 @@ class LocalSampler:
                 for row in running:
                     row.length += 1
                 self._retire(running, settle(running, *self._choose(logits, running, params, stops)), slots)
+        if step.device.type == "cpu":  # nothing is captured there that would be worth the memory while training
+            self.release()
         return done  # type: ignore[return-value]
 
     def _buffers(self, count: int, capacity: int) -> tuple[Slots, DecodeStep]:
@@ -184,9 +188,7 @@ class LocalSampler:
         assert self._step is not None
         return self._slots, self._step
 
-    def _prefill(
-        self, prompts: Sequence[Sequence[int]], waiting: deque[int], free: int, n: int
-    ) -> list[_Prompt]:
+    def _prefill(self, prompts: Sequence[Sequence[int]], waiting: deque[int], free: int, n: int) -> list[_Prompt]:
         """Runs the next prompts through the model as one pack: as many as have a free row, within budget."""
         chosen: list[int] = []
         segments: list[Segment] = []

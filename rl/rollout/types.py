@@ -61,7 +61,11 @@ class Sampler(Protocol):
     version: int
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, streams: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        streams: Sequence[int] | None = None,
     ) -> list[list[Sample]]:
         """n samples for each prompt, in the prompts' order. streams: one number a prompt (see params)."""
         ...

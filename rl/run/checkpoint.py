@@ -30,7 +30,7 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     _flush(target.parent)
 
 
-def write_file(target: Path, write: Callable[[Path], None]) -> None:
+def write_file(target: Path, write: Callable[[Path], object]) -> None:
     """Calls write(temporary path), flushes and renames to `target`."""
     partial = target.with_name(f".partial-{target.name}")
     write(partial)

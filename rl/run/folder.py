@@ -42,7 +42,17 @@ class Run:
         elif kept.exists() and kept.read_text(encoding="utf-8") != dump(self.recipe):
             changed = _difference(kept.read_text(encoding="utf-8"), dump(self.recipe))
             # A longer run, other logging or checkpointing may go on; anything else would be another experiment.
-            harmless = ("log", "checkpoint", "steps", "epochs", "max_seconds", "resume", "evaluate", "every", "keep")
+            harmless = (
+                "log",
+                "checkpoint",
+                "steps",
+                "epochs",
+                "max_seconds",
+                "resume",
+                "evaluate",
+                "every",
+                "keep",
+            )
             wrong = [field for field in changed if not any(part in harmless for part in field.split("."))]
             if wrong:
                 raise RecipeError(
@@ -50,7 +60,7 @@ class Run:
                     "give another output_dir, or resume=never to start over"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_file(kept, lambda p: p.write_text(dump(self.recipe), encoding="utf-8") and None)
+        write_file(kept, lambda p: p.write_text(dump(self.recipe), encoding="utf-8"))
         write_file(self.folder / "versions.json", lambda p: p.write_text(json.dumps(versions(), indent=1)) and None)
 
     @staticmethod
@@ -99,7 +109,7 @@ class Run:
         """Writing the summary marks the run as complete."""
         if self.rank == 0:
             text = json.dumps(summary, indent=1)
-            write_file(self.summary_path, lambda p: p.write_text(text, encoding="utf-8") and None)
+            write_file(self.summary_path, lambda p: p.write_text(text, encoding="utf-8"))
             if self.metrics is not None:
                 self.metrics.close()
 

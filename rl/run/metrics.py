@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -20,18 +21,21 @@ class Metrics:
         if spec.wandb:
             import wandb
 
-            self.wandb = wandb.init(project=spec.wandb, dir=folder, config=recipe, name=folder.name, resume="allow")
+            run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the same when resumed
+            self.wandb = wandb.init(
+                project=spec.wandb, dir=folder, config=recipe, name=folder.name, id=run_id, resume="allow"
+            )
         if spec.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.tensorboard = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+            self.tensorboard = SummaryWriter(str(folder / "tensorboard"))
 
     def truncate(self, last_step: int) -> None:
         """Drops lines after last_step, and a line that a kill left unfinished."""
         if not self.path.exists():
             return
         kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= last_step]
-        write_file(self.path, lambda p: p.write_text("".join(kept), encoding="utf-8") and None)
+        write_file(self.path, lambda p: p.write_text("".join(kept), encoding="utf-8"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         line = json.dumps({"step": step, **{k: _plain(v) for k, v in values.items()}})
@@ -42,13 +46,13 @@ class Metrics:
             self.wandb.log(numbers, step=step)
         if self.tensorboard is not None:
             for name, value in numbers.items():
-                self.tensorboard.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+                self.tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
         if self.wandb is not None:
             self.wandb.finish()
         if self.tensorboard is not None:
-            self.tensorboard.close()  # type: ignore[no-untyped-call]
+            self.tensorboard.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
