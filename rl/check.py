@@ -99,7 +99,7 @@ def _check_rewards(field: str, specs: list[RewardSpec], columns: list[str]) -> N
         try:
             reward = load_reward(spec)
             if columns:
-                reward.check_columns(columns)
+                reward.check_columns(c for c in columns if c != "prompt")  # passed as `prompts`
         except RewardError as error:
             raise RecipeError(f"{field}.{i}: {error}") from error
 
@@ -238,7 +238,8 @@ def memory_table(recipe: Any) -> list[str]:
             rows["activations (rough)"] = tokens * text.num_hidden_layers * layer * low
         rows["logits, one chunk"] = 3 * 4 * 1024 * text.vocab_size
     if isinstance(recipe, GRPORecipe):
-        rows["reference"] = count * low if recipe.grpo.kl.coefficient else 0
+        if recipe.grpo.kl.coefficient:
+            rows["reference"] = count * (low + 4 * (recipe.grpo.reference.ema is not None))
         heads = getattr(text, "num_key_value_heads", text.num_attention_heads)
         size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         capacity = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens

@@ -149,9 +149,6 @@ def describe(metrics: dict[str, float]) -> str:
 
 def run_evaluation(recipe: EvalRecipe, processes: Processes) -> dict[str, Any]:
     """`pipeline: eval`."""
-    done = Run.completed(recipe)
-    if done is not None:
-        return done
     folder = Run(recipe, processes.rank)
     tokenizer = load_tokenizer(recipe.model)
     evaluator = Evaluator(recipe.evaluate, tokenizer, processes, recipe.seed)

@@ -28,6 +28,7 @@ class Completion:
     sample: Sample
     text: str
     reward: float = math.nan  # NaN: no reward applies
+    task_reward: float = math.nan  # the same without the penalty for length
     components: dict[str, float | None] = field(default_factory=dict)
     verdict: str | None = None
     advantage: float = 0.0
@@ -97,7 +98,7 @@ def assign_rewards(
         prefill=prompts.prefill,
     )
     for i, completion in enumerate(batch):
-        completion.reward = scores.total[i]
+        completion.reward = completion.task_reward = scores.total[i]
         completion.components = {name: values[i] for name, values in scores.components.items()}
         completion.verdict = scores.verdicts[i] if scores.verdicts else None
         if truncation.mode == "mask":
@@ -131,12 +132,13 @@ def assign_advantages(batch: list[Completion], spec: AdvantageSpec, gathered: li
         completion.advantage = by_group[completion.group].pop(0)
 
 
-def uninformative(batch: Sequence[Completion]) -> set[int]:
-    """Groups whose completions all have the same reward."""
+def uninformative(batch: Sequence[Completion], *, task: bool = False) -> set[int]:
+    """Groups whose completions all have the same reward; `task`: before the penalty for length, as DAPO filters."""
     if not batch:
         return set()
     groups = torch.tensor([c.group for c in batch])
-    flat = uniform_groups(torch.tensor([c.reward for c in batch], dtype=torch.float64), groups)
+    rewards = [c.task_reward if task else c.reward for c in batch]
+    flat = uniform_groups(torch.tensor(rewards, dtype=torch.float64), groups)
     return set(groups[flat].tolist())
 
 
@@ -144,8 +146,9 @@ def subtract_kl(batch: Sequence[Completion], coefficient: float) -> None:
     """KL in the reward: A -= beta (KL_i - mean of the group), with KL_i = sum over the completion of k1.
 
     After scaling, and from the task rewards' groups: otherwise a uniform group would be normalised to
-    |A| near 1 from KL noise alone.
+    |A| near 1 from KL noise alone. Completions that no reward applies to are left out.
     """
+    batch = [c for c in batch if not math.isnan(c.reward)]
     sums: dict[int, list[float]] = {}
     values = []
     for completion in batch:

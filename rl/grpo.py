@@ -22,6 +22,7 @@ from rl.experience import (
     uninformative,
 )
 from rl.objective import aggregate, correction_weights, kl_estimate, mismatch, policy_loss
+from rl.objective.kl import saturate
 from rl.policy.backend import Processes, Replicated, learning_rate
 from rl.policy.load import DTYPES, load_model, load_tokenizer
 from rl.policy.packing import Pack
@@ -105,7 +106,7 @@ class GRPO:
         batch = self.sample(index, wanted, timer)
         for _ in range(spec.dynamic_sampling.max_rounds):
             # Every process sees the same list, so the k-th replacement is the same prompt on any world size.
-            flat = sorted(g for groups in self.backend.gather(uninformative(batch)) for g in groups)
+            flat = sorted(g for groups in self.backend.gather(uninformative(batch, task=True)) for g in groups)
             if not flat:
                 break
             replaced = {g: self.cursor + spec.prompts_per_step + k for k, g in enumerate(flat)}
@@ -138,8 +139,12 @@ class GRPO:
 
     @torch.no_grad()
     def score_old(self, batch: list[Completion], with_reference: bool) -> None:
-        """log pi_old by the trainer (and log pi_ref) of every completion, before the first update."""
-        for pack in self.policy.pack([c.document for c in batch], self.recipe.grpo.tokens_per_microbatch):
+        """log pi_old by the trainer (and log pi_ref) of what will be trained on, before the first update."""
+        spec = self.recipe.grpo
+        if not with_reference:
+            batch = [c for c in batch if self.contributes(c)]
+        documents = [c.document for c in batch]
+        for pack in self.policy.pack(documents, spec.tokens_per_microbatch, spec.share_prompts):
             old = self.policy.logprobs(pack)[0].cpu()
             ref = self.reference.logprobs(pack).cpu() if with_reference and self.reference else None
             for d in pack.documents:
@@ -158,17 +163,22 @@ class GRPO:
             }
         )
         denominator = max(totals[spec.loss.aggregation], 1.0)
-        kl_in_loss = self.reference is not None and spec.kl.place == "loss"
-        trained = [c for c in kept if c.advantage != 0 or kl_in_loss or not spec.skip_uninformative]
+        trained = [c for c in kept if self.contributes(c)]
         for pack in self.policy.pack([c.document for c in trained], spec.tokens_per_microbatch, spec.share_prompts):
             self.backend.backward(self.loss(pack, trained, denominator, log))
         total_updates = spec.steps * spec.minibatches_per_step * spec.epochs_per_step
         rate = learning_rate(recipe.optimizer, self.updates, total_updates)
-        norm, _ = self.backend.step(rate)
+        norm, updated = self.backend.step(rate)
         self.updates += 1
-        log.update(norm, rate)
+        log.update(norm, rate, updated)
         if self.reference is not None:
             self.reference.updated(self.updates)
+
+    def contributes(self, completion: Completion) -> bool:
+        """Whether the completion's gradient can be other than zero; if not, its forward is left out."""
+        spec = self.recipe.grpo
+        kl_in_loss = self.reference is not None and spec.kl.place == "loss"
+        return not completion.masked and (completion.advantage != 0 or kl_in_loss or not spec.skip_uninformative)
 
     def loss(self, pack: Pack, trained: list[Completion], denominator: float, log: GRPOLog) -> torch.Tensor:
         """The micro-batch's part of the loss; its parts over all micro-batches and processes add up."""
@@ -208,7 +218,7 @@ class GRPO:
             kl = kl_estimate(logp, self.reference.logprobs(pack), spec.kl.estimator)
             log.kl(kl)
             if spec.kl.unbiased:
-                kl = kl * torch.exp(logp - old)
+                kl = kl * torch.exp(saturate(logp - old))
             loss = loss + spec.kl.coefficient * aggregate(
                 kl, mask, ids, aggregation=spec.loss.aggregation, denominator=denominator
             )
@@ -258,9 +268,16 @@ class GRPO:
     def evaluate(self, step: int, write: bool = True) -> dict[str, float]:
         if self.evaluator is None:
             return {}
-        results = self.evaluator.run(self.sampler, self.run_folder, step)
+        sampler = LocalSampler(
+            self.policy.model,
+            self.tokenizer,
+            max_slots=self.evaluator.spec.max_slots,
+            version=self.updates,
+            slots=self.policy.packed,
+        )
+        results = self.evaluator.run(sampler, self.run_folder, step)
         if write and self.run_folder.metrics:
-            self.run_folder.metrics.write(step, results)
+            self.run_folder.metrics.write(step, {"evaluation": True, **results})
         return results
 
     def save_samples(self, index: int, batch: list[Completion]) -> None:
@@ -299,5 +316,5 @@ class GRPO:
 
 
 def run_grpo(recipe: GRPORecipe, processes: Processes) -> dict[str, Any]:
-    """`pipeline: grpo`: to its end, or the summary of a run that is already complete."""
-    return Run.completed(recipe) or GRPO(recipe, processes).run()
+    """`pipeline: grpo`."""
+    return GRPO(recipe, processes).run()

@@ -45,7 +45,7 @@ class ModelSpec(Strict):
     scratch: ScratchModel | None = None
     tokenizer: str | None = Field(None, description="folder or hub id; None = the model's own")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="compute type; masters are float32")
-    attention: str = Field("sdpa", description="attention of padded forwards (packed ones use our own)")
+    attention: str | None = Field(None, description="attention of padded forwards; None = transformers' choice")
     gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
@@ -180,7 +180,7 @@ class OptimizerSpec(Strict):
 
 
 class EvaluateSpec(SamplingSpec):
-    """avg@k with standard error, pass@k (unbiased) and maj@k. The defaults are DeepSeek-R1's sampling."""
+    """avg@k with standard error, pass@k (unbiased) and maj@k; temperature and top-p as DeepSeek-R1 evaluates."""
 
     data: ProblemSpec | None = None
     sets: dict[str, ProblemSpec] = Field(default_factory=dict, description="name -> problems")
@@ -236,11 +236,16 @@ class GRPORecipe(TrainSpec):
     def _consistent(self) -> GRPORecipe:
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature must be above 0: greedy groups are uniform")
-        narrowed = self.rollout.top_p < 1 or self.rollout.top_k > 0
-        if narrowed and self.grpo.correction.kind != "none":
+        narrowed = self.rollout.top_p < 1 or self.rollout.top_k > 0 or self.rollout.min_tokens > 0
+        sampler_is_old = self.grpo.old_logprobs == "sampler"
+        corrected = self.grpo.correction.kind != "none"
+        if narrowed and (corrected or sampler_is_old):
+            field = "grpo.correction" if corrected else "grpo.old_logprobs: sampler"
             raise ValueError(
-                "grpo.correction needs rollout.top_p 1 and rollout.top_k 0: a narrowed sampler has another support"
+                f"{field} needs rollout.top_p 1, top_k 0 and min_tokens 0: a narrowed sampler has another support"
             )
+        if corrected and sampler_is_old:
+            raise ValueError("grpo.correction: with grpo.old_logprobs: sampler the ratio itself carries the correction")
         return self
 
 

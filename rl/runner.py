@@ -10,6 +10,7 @@ import torch
 from rl.policy.backend import LaunchError, Processes
 from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
 from rl.recipe_io import RecipeError
+from rl.run.folder import Run
 from rl.stages import run_stages
 
 
@@ -25,13 +26,17 @@ def run(recipe: Any) -> dict[str, Any]:
     except LaunchError as error:
         raise RecipeError(str(error)) from error
     if isinstance(recipe, StagesRecipe):
-        return run_stages(recipe, lambda stage: run_pipeline(stage, processes), processes.rank)
+        return run_stages(recipe, lambda stage: run_pipeline(stage, processes), processes)
     return run_pipeline(recipe, processes)
 
 
 def run_pipeline(recipe: Any, processes: Processes) -> dict[str, Any]:
     # Processes that each take all cores spin against each other; a tiny model is fastest on one thread anyway.
     torch.set_num_threads(recipe.threads or max(1, cores() // processes.local_world))
+    # The first process decides whether there is anything to do: the others might look when it has already begun.
+    complete: dict[str, Any] | None = processes.gather(Run.completed(recipe))[0]
+    if complete is not None:
+        return complete
     if isinstance(recipe, GRPORecipe):
         from rl.grpo import run_grpo
 

@@ -95,6 +95,8 @@ class SFT:
             f"{sum(p.numel() for p in self.policy.model.parameters()):,} parameters"
         )
         last = self.updates
+        if recipe.evaluate and recipe.evaluate.at_start and not last:
+            self.evaluate(0, write=True)
         for index in range(self.updates + 1, self.total_updates + 1):
             if recipe.sft.max_seconds and self.seconds >= recipe.sft.max_seconds:
                 break
@@ -118,9 +120,7 @@ class SFT:
             if index % recipe.checkpoint.every == 0:
                 self.save(index)
         self.save(last)
-        results = self.evaluate(last)
-        if results and folder.metrics:
-            folder.metrics.write(last, results)
+        results = self.evaluate(last, write=True)
         model = folder.folder / "model"
         if self.processes.rank == 0:
             folder.write_model(self.policy.model, self.tokenizer)
@@ -132,11 +132,16 @@ class SFT:
         folder.finish(summary)
         return summary
 
-    def evaluate(self, step: int) -> dict[str, float]:
-        if self.evaluator is None or self.recipe.evaluate is None:
+    def evaluate(self, step: int, write: bool = False) -> dict[str, float]:
+        if self.evaluator is None:
             return {}
-        sampler = LocalSampler(self.policy.model, self.tokenizer, max_slots=self.recipe.evaluate.max_slots)
-        return self.evaluator.run(sampler, self.folder, step)
+        sampler = LocalSampler(
+            self.policy.model, self.tokenizer, max_slots=self.evaluator.spec.max_slots, slots=self.policy.packed
+        )
+        results = self.evaluator.run(sampler, self.folder, step)
+        if write and self.folder.metrics:
+            self.folder.metrics.write(step, {"evaluation": True, **results})
+        return results
 
     def save(self, step: int) -> None:
         if self.processes.rank == 0 and step:
@@ -156,4 +161,4 @@ class SFT:
 
 def run_sft(recipe: SFTRecipe, processes: Processes) -> dict[str, Any]:
     """`pipeline: sft`."""
-    return Run.completed(recipe) or SFT(recipe, processes).run()
+    return SFT(recipe, processes).run()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rl.recipe import StagesRecipe
+from rl.policy.backend import Processes
+from rl.recipe import GRPORecipe, StagesRecipe, TrainSpec
 from rl.recipe_io import RecipeError, merge, nearest, validate
 from rl.run.progress import Progress
 
@@ -22,7 +24,7 @@ def stage_recipes(recipe: StagesRecipe, summaries: Mapping[str, Mapping[str, Any
     for name, raw in recipe.stages.items():
         if not isinstance(raw, dict):
             raise RecipeError(f"stages.{name}: must be a mapping of recipe fields")
-        known = summaries if summaries is not None else {n: _placeholders(recipe, n) for n in recipes}
+        known = summaries if summaries is not None else {n: _placeholders(r) for n, r in recipes.items()}
         if summaries is not None and any(n not in summaries for n in _names(raw) - {"values"}):
             break
         base = {"output_dir": str(Path(recipe.output_dir) / name), "seed": recipe.seed}
@@ -34,14 +36,23 @@ def stage_recipes(recipe: StagesRecipe, summaries: Mapping[str, Mapping[str, Any
     return recipes
 
 
-def run_stages(recipe: StagesRecipe, run_one: Callable[[Any], dict[str, Any]], rank: int) -> dict[str, Any]:
+def run_stages(recipe: StagesRecipe, run_one: Callable[[Any], dict[str, Any]], processes: Processes) -> dict[str, Any]:
     """Runs each stage in order; prints a table of what each one reached."""
-    progress = Progress(enabled=rank == 0)
+    progress = Progress(enabled=processes.rank == 0)
     stage_recipes(recipe)  # every stage is checked before the first one starts
     summaries: dict[str, dict[str, Any]] = {}
     for name in recipe.stages:
         stage = stage_recipes(recipe, summaries)[name]
         progress.line(f"== stage {name}: {stage.pipeline} -> {stage.output_dir}")
+        inputs = {n: summaries[n] for n in sorted(_names(recipe.stages[name]) & summaries.keys())}
+        fed = Path(stage.output_dir) / "inputs.json"
+        stale = fed.exists() and json.loads(fed.read_text()) != json.loads(json.dumps(inputs))
+        if processes.gather(stale)[0]:  # the first process writes the file below, so it decides for all
+            progress.line(f"the stages before {name} have changed: it starts over")
+            stage = stage.model_copy(update={"resume": "never"})
+        if processes.rank == 0:
+            fed.parent.mkdir(parents=True, exist_ok=True)
+            fed.write_text(json.dumps(inputs))
         summaries[name] = run_one(stage)
     progress.table(f"{recipe.output_dir}", *stage_table(summaries))
     return {"pipeline": "stages", "stages": summaries}
@@ -107,5 +118,9 @@ def _lookup(match: re.Match[str], known: Mapping[str, Mapping[str, Any]]) -> Any
     return known[stage][field]
 
 
-def _placeholders(recipe: StagesRecipe, name: str) -> dict[str, Any]:
-    return {"model": str(Path(recipe.output_dir) / name / "model"), "seconds": 1.0, "updates": 1, "steps": 1}
+def _placeholders(stage: Any) -> dict[str, Any]:
+    """What the stage's summary will have, with values of the right kind."""
+    if not isinstance(stage, TrainSpec):
+        return {}
+    fields = {"model": str(Path(stage.output_dir) / "model"), "seconds": 1.0, "updates": 1}
+    return {**fields, "steps": 1} if isinstance(stage, GRPORecipe) else fields

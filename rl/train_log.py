@@ -21,6 +21,7 @@ class GRPOLog:
         self.norms: list[float] = []
         self.rate = 0.0
         self.resampled = 0
+        self.skipped = 0
 
     def tokens(self, loss: dict[str, Tensor], entropy: Tensor) -> None:
         """Of one micro-batch."""
@@ -40,8 +41,9 @@ class GRPOLog:
     def kl(self, per_token: Tensor) -> None:
         self._add("kl", per_token.detach().sum())
 
-    def update(self, norm: float, rate: float) -> None:
+    def update(self, norm: float, rate: float, updated: bool) -> None:
         self.norms.append(norm)
+        self.skipped += not updated
         self.rate = rate
 
     def batch(self, batch: Sequence[Completion]) -> None:
@@ -85,6 +87,7 @@ class GRPOLog:
             "length/truncated": _ratio(sums.pop("length/truncated"), completions),
             "grad_norm": sum(self.norms) / len(self.norms),
             "learning_rate": self.rate,
+            "updates_skipped": float(self.skipped),
             "tokens_trained": tokens,
             "completions": completions,
         }

@@ -148,7 +148,7 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing():
         )
         model = load_model(spec, load_tokenizer(spec), dtype=torch.float32)
         calls: list[int] = []
-        model.model.layers[0].mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        model.model.layers[0].input_layernorm.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         policy = Policy(model)
         for batch in policy.pack(documents(), 10_000):
             policy.logprobs(batch)[0].sum().backward()
@@ -453,14 +453,22 @@ def test_attention_refuses_what_it_would_have_to_ignore(wrong, message):
         attend(Module(), q, q, q, **{"layout": Layout(), **wrong})
 
 
-def test_a_model_with_attention_dropout_in_training_is_refused():
-    model = tiny_model("llama", attention_dropout=0.1)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_attention_dropout_is_without_effect_or_refused(checkpointing):
+    """A model left in training mode: the policy that is trained must be the one that was sampled from."""
+    model = tiny_model("llama", attention_dropout=0.5)
     policy = Policy(model)
-    (batch,) = pack([Document([5, 6], [7, 8])], tokens_per_microbatch=100)
-    policy.logprobs(batch)
+    (batch,) = policy.pack(documents()[:2], 1000)
+    want, _ = policy.logprobs(batch)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
-    with pytest.raises(ValueError, match="dropout"):
-        policy.logprobs(batch)
+    try:
+        got, _ = policy.logprobs(batch)
+    except ValueError as error:
+        assert "dropout" in str(error)
+    else:
+        assert torch.allclose(got, want, atol=1e-5)
 
 
 def test_packed_attention_restores_the_model_even_after_an_error():

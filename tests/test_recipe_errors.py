@@ -136,7 +136,7 @@ def test_launcher_and_process_group_must_agree(tmp_path):
     silent = {"ACCELERATE_NUM_PROCESSES": "2"}  # two were asked for, but this process was told of no group
     for environment in (silent, {"RANK": "1"}):
         result = run(str(path), env=environment)
-        assert result.returncode == 2 and "MULTI_CPU" in result.stderr, result.stderr
+        assert result.returncode == 2 and "MULTI_GPU" in result.stderr, result.stderr
     result = run(str(path), env={"ACCELERATE_USE_DEEPSPEED": "true"})
     assert result.returncode == 2 and "DEEPSPEED" in result.stderr
 

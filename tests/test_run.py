@@ -178,3 +178,43 @@ def test_a_loss_that_is_not_finite_stops_or_is_skipped(policy, code, tmp_path):
     else:
         last = torch.load(tmp_path / "run" / "checkpoints" / saved[-1] / "state.pt")
         assert last["skipped"] == 1 and all(torch.isfinite(m).all() for m in last["masters"].values())
+
+
+def test_gradient_checkpointing_computes_layers_again(tmp_path):
+    from rl.policy.load import load_model, load_tokenizer
+    from rl.policy.packing import Document
+    from rl.policy.policy import Policy
+    from rl.recipe import ModelSpec, ScratchModel
+
+    calls = {}
+    for checkpointing in (False, True):
+        spec = ModelSpec(scratch=ScratchModel(**SCRATCH), dtype="float32", gradient_checkpointing=checkpointing)
+        model = load_model(spec, load_tokenizer(spec), dtype=torch.float32)
+        count = []
+        model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, count=count: count.append(1))
+        policy = Policy(model)
+        (batch,) = policy.pack([Document([5, 6, 7], [8, 9])], 100)
+        logp, _ = policy.logprobs(batch)
+        logp.sum().backward()
+        calls[checkpointing] = len(count), [p.grad.clone() for p in model.parameters()]
+    assert calls[False][0] == 1 and calls[True][0] == 2
+    for a, b in zip(calls[False][1], calls[True][1], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_stage_starts_over_when_one_before_it_changes(tmp_path):
+    recipe = {
+        "pipeline": "stages",
+        "output_dir": str(tmp_path / "run"),
+        "stages": {
+            "cold": without_folder(sft(tmp_path)),
+            "rl": without_folder(grpo(tmp_path, grpo__steps=1, model={"path": "${cold.model}", "dtype": "float32"})),
+        },
+    }
+    path = write(tmp_path / "stages.yaml", recipe)
+    assert run(str(path)).returncode == 0
+    before = (tmp_path / "run" / "rl" / "model" / "model.safetensors").read_bytes()
+    result = run(str(path), "stages.cold.sft.steps=9")
+    assert result.returncode == 0 and "starts over" in result.stdout, result.stderr
+    assert (tmp_path / "run" / "rl" / "model" / "model.safetensors").read_bytes() != before
+    assert "starts over" not in run(str(path), "stages.cold.sft.steps=9").stdout

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -91,6 +91,15 @@ def packed_attention(model: Any) -> Iterator[None]:
             config._attn_implementation_internal = implementation
 
 
+def recomputation_contexts(model: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For activation checkpointing: (context of the forward, context in which the backward computes it again).
+
+    The backward runs after `packed_attention` has been left, and must see the attention that the forward saw.
+    """
+    packed = model.config._attn_implementation == NAME
+    return nullcontext(), packed_attention(model) if packed else nullcontext()
+
+
 def causal_mask(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
     """Bool [..., Q, K]: True where the key is not after the query and inside its sliding window."""
     distance = query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
@@ -147,7 +156,7 @@ class PackedLayout:
                 place[s.start : s.start + s.length] = range(len(source), len(source) + s.length)
                 source += range(s.start, s.start + s.length)
                 source += [0] * (batch.longest - s.length)
-        self.identity = source == place
+        self.identity = source == list(range(len(place)))  # already in place, nothing padded
         self.source, self.place = torch.tensor(source), torch.tensor(place)
 
     def attend(self, layer: int, q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, options: Options) -> Tensor:

@@ -45,7 +45,7 @@ class Processes:
             if os.environ.get(variable, "false").lower() in ("1", "true"):
                 raise LaunchError(
                     f"the accelerate configuration asks for {variable.removeprefix('ACCELERATE_USE_')}, which this "
-                    "release does not train with: use distributed_type MULTI_GPU or MULTI_CPU"
+                    "release does not train with: use distributed_type MULTI_GPU"
                 )
         if announced > 1:
             from accelerate import PartialState
@@ -64,11 +64,14 @@ class Processes:
         rank = int(os.environ.get("RANK", "0"))
         self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         launched = int(os.environ.get("ACCELERATE_NUM_PROCESSES", announced))
+        # accelerate's MULTI_CPU leaves these for MPI to read, and starts a single process.
+        if announced == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+            launched = 0
         if self.world != announced or self.rank != rank or launched != announced:
             raise LaunchError(
                 f"the launcher announced process {rank} of {max(announced, launched)}, but this is process "
-                f"{self.rank} of {self.world}: with accelerate on CPU set `distributed_type: MULTI_CPU` (or pass "
-                "--multi_cpu), as in recipes/accelerate/"
+                f"{self.rank} of {self.world}: with accelerate on CPU set `distributed_type: MULTI_GPU` together "
+                "with `use_cpu: true`, as in recipes/accelerate/cpu-2.yaml"
             )
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:

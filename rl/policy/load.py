@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rl.policy.attention import recomputation_contexts
 from rl.recipe import ModelSpec, ScratchModel
 from rl.recipe_io import RecipeError
 
@@ -56,11 +57,15 @@ def load_model(spec: ModelSpec, tokenizer: Any, *, seed: int = 0, dtype: torch.d
             model = AutoModelForCausalLM.from_config(scratch_config(spec.scratch, tokenizer), dtype=torch.float32)
         cast_parameters(model, dtype)
     model.config.use_cache = False
+    if getattr(model.config, "attention_dropout", 0.0):
+        model.config.attention_dropout = 0.0
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # the policy that is trained must be the one that was sampled from
     if spec.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers 5.23 renamed it; the argument is the same.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False, "context_fn": lambda: recomputation_contexts(model)})
     return model.eval()
 
 

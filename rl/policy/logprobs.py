@@ -98,7 +98,7 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_hidden[rows] = low @ weight
             grad_weight += low.t() @ hidden[rows]
             if grad_bias is not None:
-                grad_bias += grad.sum(0) / head.scale
+                grad_bias += grad.sum(0)
         return (
             grad_hidden,
             grad_weight.to(weight.dtype),

@@ -26,6 +26,7 @@ class Policy:
         self.temperature = temperature
         self.logits_chunk = logits_chunk
         self.packed = model.config.model_type in SUPPORTED_TYPES
+        self.checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
         self.head = head_of(model)
 
     @property
@@ -41,6 +42,8 @@ class Policy:
             "use_cache": False,
         }
         decoder = self.model.base_model
+        # transformers checkpoints activations only in training mode; dropout was taken out when loading.
+        self.model.train(torch.is_grad_enabled() and self.checkpointing)
         if self.packed:
             with packed_attention(self.model):
                 hidden = decoder(**inputs, layout=batch.layout()).last_hidden_state[0]

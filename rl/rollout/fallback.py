@@ -25,7 +25,7 @@ class _Draw:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.prompt_length
         scores = scores.float()
-        if step < self.params.min_tokens:
+        if step < self.params.min_tokens and self.stops:
             scores[:, sorted(self.stops)] = float("-inf")
         draws = torch.tensor([uniform(key, step) for key in self.keys], dtype=torch.float64)
         tokens, logps = choose(
@@ -49,6 +49,8 @@ def generate_with_transformers(
     batch_size: int,
 ) -> list[list[Sample]]:
     """Left-padded batches of at most batch_size sequences; results as `LocalSampler.generate` gives them."""
+    from transformers import GenerationConfig, LogitsProcessorList
+
     jobs = [(i, j) for i in range(len(prompts)) for j in range(params.n)]
     jobs.sort(key=lambda job: (len(prompts[job[0]]), job))
     results: dict[tuple[int, int], Sample] = {}
@@ -64,12 +66,11 @@ def generate_with_transformers(
         output = model.generate(
             ids.to(model.device),
             attention_mask=attention.to(model.device),
-            max_new_tokens=params.max_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=sorted(stops) or None,
-            pad_token_id=0,
-            logits_processor=[drawing],
+            # A configuration of its own: the checkpoint's might penalise repetition or suppress tokens.
+            generation_config=GenerationConfig(
+                max_new_tokens=params.max_tokens, do_sample=False, eos_token_id=sorted(stops) or None, pad_token_id=0
+            ),
+            logits_processor=LogitsProcessorList([drawing]),
             use_cache=True,
         )
         logprobs = torch.stack(drawing.logprobs, 1)

@@ -222,9 +222,10 @@ class LocalSampler:
         logits_BV: Tensor, rows: list[_Running], params: SamplingParams, stops: frozenset[int]
     ) -> tuple[list[int], list[float]]:
         early = [i for i, row in enumerate(rows) if len(row.token_ids) < params.min_tokens]
-        if early:
+        if early and stops:
             logits_BV = logits_BV.float().clone()
-            logits_BV[torch.tensor(early)[:, None], torch.tensor(sorted(stops))] = float("-inf")
+            where = [torch.tensor(x, device=logits_BV.device) for x in (early, sorted(stops))]
+            logits_BV[where[0][:, None], where[1]] = float("-inf")
         draws = torch.tensor([uniform(r.key, len(r.token_ids)) for r in rows], dtype=torch.float64)
         tokens, logps = choose(
             logits_BV,

@@ -39,10 +39,12 @@ def process_logits(logits_BV: Tensor, temperature: float, top_k: int, top_p: flo
     """Log-probabilities [B, V] float32 of the distribution that tokens are drawn from.
 
     Temperature first, then top-k, then top-p over what is left (the order of transformers and vLLM);
-    temperature 0 leaves the plain distribution.
+    temperature 0 gives the plain distribution, whatever top_k and top_p.
     """
     logits = logits_BV.float()
-    if temperature not in (0.0, 1.0):
+    if temperature == 0:
+        return logits.log_softmax(-1)
+    if temperature != 1.0:
         logits = logits / temperature
     if top_k and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k, -1).values[:, -1:]

@@ -39,20 +39,10 @@ class Run:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             for name in ("metrics.jsonl", "summary.json"):
                 (self.folder / name).unlink(missing_ok=True)
-        elif kept.exists() and kept.read_text(encoding="utf-8") != dump(self.recipe):
-            changed = _difference(kept.read_text(encoding="utf-8"), dump(self.recipe))
-            # A longer run, other logging or checkpointing may go on; anything else would be another experiment.
-            harmless = (
-                "log",
-                "checkpoint",
-                "steps",
-                "epochs",
-                "max_seconds",
-                "resume",
-                "evaluate",
-                "every",
-                "keep",
-            )
+        elif kept.exists():
+            changed = _difference(kept.read_text(encoding="utf-8"), _identity(self.recipe))
+            # A longer run, other logging or checkpointing may go on; anything else is another experiment.
+            harmless = ("log", "checkpoint", "evaluate", "threads", "steps", "epochs", "max_seconds")
             wrong = [field for field in changed if not any(part in harmless for part in field.split("."))]
             if wrong:
                 raise RecipeError(
@@ -60,8 +50,9 @@ class Run:
                     "give another output_dir, or resume=never to start over"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_file(kept, lambda p: p.write_text(dump(self.recipe), encoding="utf-8"))
-        write_file(self.folder / "versions.json", lambda p: p.write_text(json.dumps(versions(), indent=1)) and None)
+        self.summary_path.unlink(missing_ok=True)  # a run that is begun, or made longer, is not complete
+        write_file(kept, lambda p: p.write_text(_identity(self.recipe), encoding="utf-8"))
+        write_file(self.folder / "versions.json", lambda p: p.write_text(json.dumps(versions(), indent=1)))
 
     @staticmethod
     def completed(recipe: Any) -> dict[str, Any] | None:
@@ -70,7 +61,7 @@ class Run:
         summary, kept = folder / "summary.json", folder / "recipe.yaml"
         if recipe.resume != "auto" or not (summary.is_file() and kept.is_file()):
             return None
-        if kept.read_text(encoding="utf-8") != dump(recipe):
+        if kept.read_text(encoding="utf-8") != _identity(recipe):
             return None
         found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
         return found
@@ -112,6 +103,11 @@ class Run:
             write_file(self.summary_path, lambda p: p.write_text(text, encoding="utf-8"))
             if self.metrics is not None:
                 self.metrics.close()
+
+
+def _identity(recipe: Any) -> str:
+    """The recipe as it is kept; how it was asked to resume is not part of what it is."""
+    return dump(recipe.model_copy(update={"resume": "auto"}))
 
 
 def versions() -> dict[str, str]:

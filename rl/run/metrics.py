@@ -31,10 +31,18 @@ class Metrics:
             self.tensorboard = SummaryWriter(str(folder / "tensorboard"))
 
     def truncate(self, last_step: int) -> None:
-        """Drops lines after last_step, and a line that a kill left unfinished."""
+        """Drops what comes after the checkpoint of last_step, and a line that a kill left unfinished.
+
+        An evaluation of its own, at the end, comes after the checkpoint of the same step.
+        """
         if not self.path.exists():
             return
-        kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= last_step]
+        lines = [(line, json.loads(line)) for line in _whole_lines(self.path)]
+        kept = [
+            line
+            for line, values in lines
+            if values["step"] < last_step or (values["step"] == last_step and "evaluation" not in values)
+        ]
         write_file(self.path, lambda p: p.write_text("".join(kept), encoding="utf-8"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
