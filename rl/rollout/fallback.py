@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +40,19 @@ class _Draw:
         return torch.full_like(scores, float("-inf")).scatter(1, tokens[:, None], 0.0)
 
 
+@contextmanager
+def plain_generation_config(model: Any) -> Iterator[None]:
+    """The checkpoint's own generation config might penalise repetition or suppress tokens: not the policy."""
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
 def generate_with_transformers(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -49,8 +63,6 @@ def generate_with_transformers(
     batch_size: int,
 ) -> list[list[Sample]]:
     """Left-padded batches of at most batch_size sequences; results as `LocalSampler.generate` gives them."""
-    from transformers import GenerationConfig, LogitsProcessorList
-
     jobs = [(i, j) for i in range(len(prompts)) for j in range(params.n)]
     jobs.sort(key=lambda job: (len(prompts[job[0]]), job))
     results: dict[tuple[int, int], Sample] = {}
@@ -63,16 +75,17 @@ def generate_with_transformers(
             ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
             attention[row, width - len(prompts[i]) :] = 1
         drawing = _Draw([stream_key(keys[i], j) for i, j in batch], params, stops, width)
-        output = model.generate(
-            ids.to(model.device),
-            attention_mask=attention.to(model.device),
-            # A configuration of its own: the checkpoint's might penalise repetition or suppress tokens.
-            generation_config=GenerationConfig(
-                max_new_tokens=params.max_tokens, do_sample=False, eos_token_id=sorted(stops) or None, pad_token_id=0
-            ),
-            logits_processor=LogitsProcessorList([drawing]),
-            use_cache=True,
-        )
+        with plain_generation_config(model):
+            output = model.generate(
+                ids.to(model.device),
+                attention_mask=attention.to(model.device),
+                max_new_tokens=params.max_tokens,
+                do_sample=False,
+                eos_token_id=sorted(stops) or None,
+                pad_token_id=0,
+                logits_processor=[drawing],
+                use_cache=True,
+            )
         logprobs = torch.stack(drawing.logprobs, 1)
         for row, job in enumerate(batch):
             tokens = output[row, width:].tolist()
