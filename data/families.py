@@ -22,13 +22,23 @@ def addition(rng: Random, level: int) -> Draft:
     """347+85=? worked column by column from the right; a carry is the third term of the next column."""
     low, high = [(0, 9), (10, 99), (100, 999), (1000, 9999), (10000, 99999)][level - 1]
     a, b = rng.randint(0, max(high, 99)), rng.randint(low, high)
-    steps, carry = [], 0
-    for column in range(max(len(str(a)), len(str(b)))):
+    working, total = work_addition(a, b)
+    return Draft(f"{a}+{b}=?", working, total)
+
+
+def work_addition(a: int, b: int, slip: Callable[[], bool] = lambda: False) -> tuple[str, int]:
+    """(working, result) column by column. Where `slip()` says so, a column's sum comes out one too many."""
+    steps, carry, result = [], 0, 0
+    columns = max(len(str(a)), len(str(b)))
+    for column in range(columns):
         x, y = a // 10**column % 10, b // 10**column % 10
         total = x + y + carry
+        total += total < 19 and slip()
         steps.append(f"{x}+{y}{'+1' if carry else ''}={total}")
         carry = total // 10
-    return Draft(f"{a}+{b}=?", ";".join([*steps, str(a + b)]), a + b)
+        result += total % 10 * 10**column
+    result += carry * 10**columns
+    return ";".join([*steps, str(result)]), result
 
 
 def chain(rng: Random, level: int) -> Draft:

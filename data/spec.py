@@ -24,6 +24,15 @@ class GeneratorSpec(Strict):
     levels: list[Annotated[int, Field(ge=1, le=5)]] = Field(default=[1], min_length=1)
     count: int = Field(default=1000, ge=1)
     seed: int = 0
+    # Solutions by a teacher who gets each column of a sum one too many with this probability: `answer` stays
+    # the right one, `solution_answer` is what the working ends in. Only for the family `addition`.
+    slips: float | None = Field(default=None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _only_addition_slips(self) -> "GeneratorSpec":
+        if self.slips is not None and self.families != ["addition"]:
+            raise ValueError("slips: only solutions of the family addition can have them; set families: [addition]")
+        return self
 
     @field_validator("families")
     @classmethod

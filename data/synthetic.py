@@ -5,7 +5,7 @@ from random import Random
 from typing import Any
 
 from data.errors import DataError
-from data.families import FAMILIES
+from data.families import FAMILIES, work_addition
 from data.spec import GeneratorSpec
 from data.split import normalise_statement
 
@@ -23,10 +23,18 @@ def candidate(spec: GeneratorSpec, index: int) -> dict[str, Any]:
         "problem": draft.statement,
         "reasoning": draft.reasoning,
         "answer": str(draft.answer),
+        **({} if spec.slips is None else _fallible(draft.statement, Random(f"{spec.seed}:{index}:slips"), spec.slips)),
         "family": family,
         "level": level,
         "index": index,
     }
+
+
+def _fallible(statement: str, rng: Random, slips: float) -> dict[str, str]:
+    """The working of a teacher who slips, and the answer that it ends in; the gold answer stays what it is."""
+    a, b = statement.removesuffix("=?").split("+")
+    reasoning, reached = work_addition(int(a), int(b), lambda: rng.random() < slips)
+    return {"reasoning": reasoning, "solution_answer": str(reached)}
 
 
 def generate(spec: GeneratorSpec) -> list[dict[str, Any]]:

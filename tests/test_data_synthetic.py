@@ -188,3 +188,24 @@ def test_a_whole_family_can_be_listed_and_no_more() -> None:
     message = r"163 problems asked for, but only 162 distinct ones were found in \d+ attempts for digits"
     with pytest.raises(DataError, match=message):
         generate(everything.model_copy(update={"count": 163}))
+
+
+def test_a_fallible_teacher_slips_as_often_as_asked():
+    """The gold answer never changes; a solution is wrong where a column slipped, and says what it ends in."""
+    exact = generate(GeneratorSpec(families=["addition"], levels=[2], count=1500, seed=4))
+    fallible = generate(GeneratorSpec(families=["addition"], levels=[2], count=1500, seed=4, slips=0.3))
+    assert [row["answer"] for row in exact] == [row["answer"] for row in fallible]
+    columns = slipped = 0
+    for row in fallible:
+        *steps, final = row["reasoning"].split(";")
+        assert final == row["solution_answer"]
+        wrong = [sum(map(int, left.split("+"))) + 1 == int(right) for left, right in (s.split("=") for s in steps)]
+        assert (row["solution_answer"] == row["answer"]) == (not any(wrong))
+        columns, slipped = columns + len(steps), slipped + sum(wrong)
+    assert abs(slipped / columns - 0.3) < 0.03
+    assert all(
+        row["solution_answer"] == row["answer"]
+        for row in generate(GeneratorSpec(families=["addition"], levels=[3], count=200, slips=0.0))
+    )
+    with pytest.raises(ValueError, match="only solutions of the family addition"):
+        GeneratorSpec(families=["chain"], slips=0.1)
