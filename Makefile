@@ -9,11 +9,12 @@ quickstart: $(VENV)/installed
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		-m rl recipes/quickstart.yaml $(ARGS)
 
+# Two workers of one thread each: many tests start processes of their own, which mostly wait for imports.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

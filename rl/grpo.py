@@ -93,8 +93,7 @@ class GRPO:
             self.sampler.update_weights((), self.updates)  # the sampler shares the trainer's tensors
         self.cursor += spec.prompts_per_step
         self.steps_done = index
-        if self.processes.rank == 0 or self.processes.world > 1:
-            self.save_samples(index, batch)
+        self.save_samples(index, batch)
         log.batch(batch)
         return {**log.finish(self.backend), **{f"time/{k}": v for k, v in timer.seconds.items()}}
 

@@ -7,12 +7,14 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rl.policy.backend import Processes
 from rl.recipe import GRPORecipe, StagesRecipe, TrainSpec
 from rl.recipe_io import RecipeError, merge, nearest, validate
 from rl.run.progress import Progress
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a wrong recipe should be told at once
+    from rl.policy.backend import Processes
 
 _REFERENCE = re.compile(r"\$\{([^.}]+)\.([^}]+)\}")
 

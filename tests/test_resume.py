@@ -97,7 +97,16 @@ def uninterrupted(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.parametrize("place", ["rollout", "optimizer", "checkpoint", "rename", "metrics"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "rollout",
+        "optimizer",
+        "checkpoint",
+        pytest.param("rename", marks=pytest.mark.slow),
+        pytest.param("metrics", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_and_resumed_equals_uninterrupted(place, uninterrupted, tmp_path):
     recipe = write(tmp_path / "recipe.yaml", grpo(tmp_path / "run", **STATEFUL))
     once = tmp_path / "struck"

@@ -44,7 +44,9 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 def load_model(spec: ModelSpec, tokenizer: Any, *, seed: int = 0, dtype: torch.dtype) -> Any:
     """The model with parameters in `dtype`, without dropout, in evaluation mode."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one bar a shard is noise in a log
     if spec.path is not None:
         with explained("model.path", spec.path):
             model = AutoModelForCausalLM.from_pretrained(
