@@ -180,28 +180,6 @@ def test_a_loss_that_is_not_finite_stops_or_is_skipped(policy, code, tmp_path):
         assert last["skipped"] == 1 and all(torch.isfinite(m).all() for m in last["masters"].values())
 
 
-def test_gradient_checkpointing_computes_layers_again(tmp_path):
-    from rl.policy.load import load_model, load_tokenizer
-    from rl.policy.packing import Document
-    from rl.policy.policy import Policy
-    from rl.recipe import ModelSpec, ScratchModel
-
-    calls = {}
-    for checkpointing in (False, True):
-        spec = ModelSpec(scratch=ScratchModel(**SCRATCH), dtype="float32", gradient_checkpointing=checkpointing)
-        model = load_model(spec, load_tokenizer(spec), dtype=torch.float32)
-        count = []
-        model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, count=count: count.append(1))
-        policy = Policy(model)
-        (batch,) = policy.pack([Document([5, 6, 7], [8, 9])], 100)
-        logp, _ = policy.logprobs(batch)
-        logp.sum().backward()
-        calls[checkpointing] = len(count), [p.grad.clone() for p in model.parameters()]
-    assert calls[False][0] == 1 and calls[True][0] == 2
-    for a, b in zip(calls[False][1], calls[True][1], strict=True):
-        torch.testing.assert_close(a, b)
-
-
 def test_a_stage_starts_over_when_one_before_it_changes(tmp_path):
     recipe = {
         "pipeline": "stages",

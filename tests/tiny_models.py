@@ -153,3 +153,21 @@ def plain_logprobs(model: Any, document: Document, temperature: float = 1.0) -> 
     logits = model(input_ids=ids, use_cache=False).logits[0, start - 1 : -1]
     full = (logits / temperature).log_softmax(-1)
     return full.gather(-1, ids[0, start:, None])[:, 0], -(full.exp() * full).sum(-1).detach()
+
+
+def processed(logits: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
+    """Probabilities of one position, written down anew: temperature, then top-k, then top-p, renormalised."""
+    logits = logits.double() / (temperature or 1.0)
+    order = torch.argsort(logits, descending=True).tolist()
+    if top_k:
+        order = order[:top_k]
+    weight = torch.softmax(logits[order], -1).tolist()
+    kept, mass = [], 0.0
+    for token, probability in zip(order, weight, strict=True):
+        if mass >= top_p:
+            break
+        kept.append(token)
+        mass += probability
+    result = torch.zeros_like(logits)
+    result[kept] = torch.softmax(logits[kept], -1)
+    return result
