@@ -13,9 +13,10 @@ from rewards.math.extract import extract_answer
 from rl.experience import Completion, assign_rewards, completions_of
 from rl.policy.backend import Processes
 from rl.policy.load import DTYPES, load_model, load_tokenizer
-from rl.prompts import Prompts, load_prompts
+from rl.policy.policy import Policy
+from rl.prompts import Prompts, load_prompts, sampling_params
 from rl.recipe import EvalRecipe, EvaluateSpec, TrainSpec, TruncationSpec
-from rl.rollout import LocalSampler, Sampler, SamplingParams
+from rl.rollout import LocalSampler, Sampler
 from rl.rollout.sampling import stream_key
 from rl.run.folder import Run
 
@@ -82,6 +83,15 @@ class Evaluator:
             return None
         return cls(recipe.evaluate, tokenizer, processes, recipe.seed)
 
+    def measure(self, policy: Policy, folder: Run, step: int, *, version: int, write: bool) -> dict[str, float]:
+        """`run` on the policy that is being trained; `write`: as a line of its own among the metrics."""
+        slots = self.spec.max_slots
+        sampler = LocalSampler(policy.model, self.tokenizer, max_slots=slots, version=version, slots=policy.packed)
+        results = self.run(sampler, folder, step)
+        if write and folder.metrics:
+            folder.metrics.write(step, {"evaluation": True, **results})
+        return results
+
     def run(self, sampler: Sampler, folder: Run, step: int) -> dict[str, float]:
         """Samples every set with the same streams at every step; returns {"eval/SET/METRIC": value}."""
         results: dict[str, float] = {}
@@ -111,16 +121,7 @@ class Evaluator:
         spec = self.spec
         mine = range(self.processes.rank, len(prompts), self.processes.world)
         items = [prompts.items[i] for i in mine]
-        params = SamplingParams(
-            n=spec.samples,
-            temperature=spec.temperature,
-            top_p=spec.top_p,
-            top_k=spec.top_k,
-            max_tokens=spec.max_tokens,
-            min_tokens=spec.min_tokens,
-            stop_token_ids=spec.stop_token_ids,
-            seed=stream_key(self.seed, 0x6576616C),
-        )
+        params = sampling_params(spec, spec.samples, stream_key(self.seed, 0x6576616C))
         samples = sampler.generate([p.ids for p in items], params, streams=list(mine))
         batch = completions_of(items, list(mine), list(mine), samples, self.tokenizer)
         assign_rewards(batch, self.rewards, prompts, TruncationSpec(), spec.max_tokens)

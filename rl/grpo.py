@@ -28,9 +28,9 @@ from rl.policy.load import DTYPES, load_model, load_tokenizer
 from rl.policy.packing import Pack
 from rl.policy.policy import Policy
 from rl.policy.reference import Reference
-from rl.prompts import load_prompts, permuted
+from rl.prompts import load_prompts, permuted, sampling_params
 from rl.recipe import GRPORecipe
-from rl.rollout import LocalSampler, SamplingParams
+from rl.rollout import LocalSampler
 from rl.rollout.sampling import stream_key
 from rl.run.folder import Run
 from rl.run.progress import Timer
@@ -100,8 +100,9 @@ class GRPO:
     def rollout(self, index: int, log: GRPOLog, timer: Timer) -> list[Completion]:
         """This process's share of the step's groups; with dynamic sampling, uniform ones are replaced."""
         spec = self.recipe.grpo
-        base = self.cursor
-        wanted = {g: base + g for g in range(spec.prompts_per_step) if g % self.backend.world == self.backend.rank}
+        wanted = {
+            g: self.cursor + g for g in range(spec.prompts_per_step) if g % self.backend.world == self.backend.rank
+        }
         batch = self.sample(index, wanted, timer)
         for _ in range(spec.dynamic_sampling.max_rounds):
             # Every process sees the same list, so the k-th replacement is the same prompt on any world size.
@@ -120,16 +121,8 @@ class GRPO:
         rollout = self.recipe.rollout
         positions = list(wanted.values())
         prompts = [self.prompts.items[permuted(p, len(self.prompts), self.recipe.seed)] for p in positions]
-        params = SamplingParams(
-            n=self.recipe.grpo.samples_per_prompt,
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            top_k=rollout.top_k,
-            max_tokens=rollout.max_tokens,
-            min_tokens=rollout.min_tokens,
-            stop_token_ids=rollout.stop_token_ids,
-            seed=stream_key(self.recipe.seed, index),
-        )
+        seed = stream_key(self.recipe.seed, index)
+        params = sampling_params(rollout, self.recipe.grpo.samples_per_prompt, seed)
         samples = self.sampler.generate([p.ids for p in prompts], params, streams=positions)
         batch = completions_of(prompts, list(wanted), positions, samples, self.tokenizer)
         with timer("reward"):
@@ -267,17 +260,7 @@ class GRPO:
     def evaluate(self, step: int, write: bool = True) -> dict[str, float]:
         if self.evaluator is None:
             return {}
-        sampler = LocalSampler(
-            self.policy.model,
-            self.tokenizer,
-            max_slots=self.evaluator.spec.max_slots,
-            version=self.updates,
-            slots=self.policy.packed,
-        )
-        results = self.evaluator.run(sampler, self.run_folder, step)
-        if write and self.run_folder.metrics:
-            self.run_folder.metrics.write(step, {"evaluation": True, **results})
-        return results
+        return self.evaluator.measure(self.policy, self.run_folder, step, version=self.updates, write=write)
 
     def save_samples(self, index: int, batch: list[Completion]) -> None:
         rows = [row for part in self.backend.gather([c.record(index) for c in batch]) for row in part]

@@ -11,7 +11,9 @@ import torch
 from data.problems import load_problems
 from data.spec import ProblemSpec
 from data.templates import encode_prompt, render_prompt, resolve_template, uses_chat_template
+from rl.recipe import SamplingSpec
 from rl.recipe_io import RecipeError
+from rl.rollout import SamplingParams
 from rl.rollout.sampling import stream_key
 
 
@@ -55,6 +57,12 @@ def load_prompts(spec: ProblemSpec, tokenizer: Any, *, max_tokens: int, over_lon
     if not items:
         raise RecipeError(f"data: no prompt is within max_prompt_tokens ({max_tokens}); {dropped} were longer")
     return Prompts(items, template.prefill, uses_chat_template(tokenizer, template), dropped)
+
+
+def sampling_params(spec: SamplingSpec, n: int, seed: int) -> SamplingParams:
+    """A recipe's sampling settings as the sampler takes them."""
+    shared = {name: getattr(spec, name) for name in SamplingSpec.model_fields}
+    return SamplingParams(n=n, seed=seed, **shared)
 
 
 def permuted(position: int, count: int, seed: int) -> int:

@@ -17,7 +17,6 @@ from rl.policy.policy import Policy
 from rl.prompts import load_prompts, permuted
 from rl.recipe import SFTRecipe
 from rl.recipe_io import RecipeError
-from rl.rollout import LocalSampler
 from rl.run.folder import Run
 
 
@@ -137,13 +136,7 @@ class SFT:
     def evaluate(self, step: int, write: bool = False) -> dict[str, float]:
         if self.evaluator is None:
             return {}
-        sampler = LocalSampler(
-            self.policy.model, self.tokenizer, max_slots=self.evaluator.spec.max_slots, slots=self.policy.packed
-        )
-        results = self.evaluator.run(sampler, self.folder, step)
-        if write and self.folder.metrics:
-            self.folder.metrics.write(step, {"evaluation": True, **results})
-        return results
+        return self.evaluator.measure(self.policy, self.folder, step, version=self.updates, write=write)
 
     def save(self, step: int) -> None:
         if self.processes.rank == 0 and step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -20,8 +21,6 @@ class Reference:
     """
 
     def __init__(self, policy: Policy, spec: ReferenceSpec):
-        import copy
-
         self.spec = spec
         self.source = policy
         self.policy = Policy(
