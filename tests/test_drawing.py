@@ -26,7 +26,7 @@ def at(*numbers: float) -> torch.Tensor:
 def test_draw_is_the_inverse_of_the_cumulative_distribution(chunk):
     logp = logs(0.25, 0.0, 0.5, 0.125, 0.125)
     ends = {0.0: 0, 0.2499: 0, 0.25: 2, 0.7499: 2, 0.75: 3, 0.8749: 3, 0.875: 4, EDGE: 4}
-    got = draw(logp.expand(len(ends), -1), at(*ends), chunk)
+    got = draw(logp.exp().expand(len(ends), -1), at(*ends), chunk)
     assert got.tolist() == list(ends.values())
     assert got.dtype == torch.long
 
@@ -39,7 +39,7 @@ def test_draw_never_gives_an_impossible_token(vocabulary):
     for only in {0, 1, vocabulary // 2, vocabulary - 2, vocabulary - 1}:
         logp = torch.full((4, vocabulary), -math.inf)
         logp[:, only] = 0.0
-        assert draw(logp, extremes).tolist() == [only] * 4
+        assert draw(logp.exp(), extremes).tolist() == [only] * 4
     for _ in range(200):
         logits = 3 * torch.randn(1, vocabulary, generator=generator)
         logits[torch.rand(1, vocabulary, generator=generator) < 0.6] = -math.inf
@@ -47,7 +47,7 @@ def test_draw_never_gives_an_impossible_token(vocabulary):
         logits[:, 1] = 0.0
         logp = logits.log_softmax(-1)
         numbers = torch.cat([extremes, torch.rand(12, generator=generator, dtype=torch.float64)])
-        got = draw(logp.expand(16, -1), numbers)
+        got = draw(logp.exp().expand(16, -1), numbers)
         assert (logp[0, got] > -math.inf).all()
         possible = (logp[0] > -math.inf).nonzero()[:, 0]
         assert got[0] == possible[0] and got[3] == possible[-1]
@@ -59,7 +59,7 @@ def test_draw_near_the_end_of_many_tiny_probabilities():
     logp = (0.1 * torch.randn(1, 50_257, generator=generator)).log_softmax(-1)
     cumulative = logp.exp().double().cumsum(-1)[0]
     numbers = at(*[i / 64 for i in range(64)], EDGE)
-    got = draw(logp.expand(len(numbers), -1), numbers)
+    got = draw(logp.exp().expand(len(numbers), -1), numbers)
     want = torch.searchsorted(cumulative, numbers * cumulative[-1], right=True)
     assert (got - want).abs().max() <= 1  # a token is 2e-5 wide
     assert got[-1] == 50_256
@@ -67,7 +67,7 @@ def test_draw_near_the_end_of_many_tiny_probabilities():
 
 def test_draw_rows_are_independent():
     logp = torch.cat([logs(1.0, 0.0, 0.0), logs(0.0, 0.0, 1.0), logs(0.5, 0.25, 0.25)])
-    assert draw(logp, at(0.9, 0.1, 0.6)).tolist() == [0, 2, 1]
+    assert draw(logp.exp(), at(0.9, 0.1, 0.6)).tolist() == [0, 2, 1]
 
 
 def test_choose_and_process_logits():
@@ -75,11 +75,11 @@ def test_choose_and_process_logits():
     for narrowing in ({}, {"top_k": 2}, {"top_p": 0.6}, {"top_k": 4, "top_p": 0.95}):
         for temperature in (0.5, 1.0, 3.0):
             options = {"top_k": 0, "top_p": 1.0, "temperature": temperature, **narrowing}
-            got = process_logits(logits, **options).exp()[0]
+            got = process_logits(logits, **options).softmax(-1)[0]
             assert torch.allclose(got.double(), processed(logits[0], **options), atol=1e-6)
     # Half the mass lies on the first token, so any top_p up to that leaves it alone.
-    assert process_logits(logs(0.5, 0.3, 0.2), 1.0, 0, 0.5).exp().tolist() == [[1.0, 0.0, 0.0]]
-    assert process_logits(logs(0.5, 0.3, 0.2), 1.0, 0, 1e-9).exp().tolist() == [[1.0, 0.0, 0.0]]
+    assert process_logits(logs(0.5, 0.3, 0.2), 1.0, 0, 0.5).softmax(-1).tolist() == [[1.0, 0.0, 0.0]]
+    assert process_logits(logs(0.5, 0.3, 0.2), 1.0, 0, 1e-9).softmax(-1).tolist() == [[1.0, 0.0, 0.0]]
     token, logp = choose(logits, at(EDGE), temperature=0.0, top_k=0, top_p=1.0)
     assert token.tolist() == [1]
     assert logp.item() == pytest.approx(logits.log_softmax(-1)[0, 1].item())

@@ -127,6 +127,29 @@ def test_logprobs_equal_a_plain_forward(family):
             assert_logprobs(sampler.model, prompt, sample, params)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_slots_that_grow(family):
+    """Past two growths of the buffers; rows end at different lengths, others take their places."""
+    sampler = sampler_of(family, eos=None, max_slots=3)
+    prompts = token_lists([60, 3, 70, 1, 20])
+    params = SamplingParams(temperature=0, max_tokens=75)
+    for prompt, completion in zip(prompts, tokens(sampler.generate(prompts, params)), strict=True):
+        ids = torch.tensor([prompt])
+        want = sampler.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=75, pad_token_id=0
+        )
+        assert completion == want[0, len(prompt) :].tolist()
+
+
+def test_sampling_more_rows_than_are_drawn_at_a_time():
+    sampler = sampler_of("llama", max_slots=40)
+    params = SamplingParams(n=40, max_tokens=3, seed=5)
+    [row] = sampler.generate([[5, 6, 7]], params)
+    assert len({tuple(sample.token_ids) for sample in row}) > 20
+    for sample in row:
+        assert_logprobs(sampler.model, [5, 6, 7], sample, params)
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("family,supported", [("llama", True), ("gemma2", True), ("llama", False), ("gpt2", False)])
 def test_logprobs_are_of_the_processed_distribution(family, supported, setting):
@@ -210,7 +233,7 @@ def test_draw_follows_the_probabilities(vocabulary, chunk):
     numbers = torch.tensor([uniform(stream_key(vocabulary), i) for i in range(20_000)], dtype=torch.float64)
     counts = torch.zeros(vocabulary)
     for part in numbers.split(2000):
-        counts += torch.bincount(draw(logp.expand(len(part), -1), part, chunk), minlength=vocabulary)
+        counts += torch.bincount(draw(logp.exp().expand(len(part), -1), part, chunk), minlength=vocabulary)
     assert chi_square_p(counts, logp.exp()) > 0.01
 
 

@@ -21,6 +21,7 @@ from rl.policy.attention import PackedLayout, Segment, packed_attention
 from rl.policy.load import SUPPORTED_TYPES, stop_token_ids
 from rl.rollout.decode import DecodeStep
 from rl.rollout.fallback import generate_with_transformers
+from rl.rollout.prepacked import prepacked
 from rl.rollout.sampling import choose, stream_key, uniform
 from rl.rollout.slots import Slots
 from rl.rollout.types import Sample, SamplingParams
@@ -119,7 +120,8 @@ class LocalSampler:
                 return generate_with_transformers(
                     self.model, prompts, params, keys, stops, self.version, self.max_slots
                 )
-            with packed_attention(self.model):
+            rows = min(self.max_slots, len(prompts) * params.n)
+            with packed_attention(self.model), prepacked(self.model, rows):
                 return self._generate(prompts, params, keys, stops)
 
     def _generate(
@@ -183,7 +185,7 @@ class LocalSampler:
 
     def _buffers(self, count: int, capacity: int) -> tuple[Slots, DecodeStep]:
         if self._slots is None or self._slots.count < count or self._slots.capacity < capacity:
-            self._slots = Slots(count, capacity)
+            self._slots = Slots(count, capacity, fixed=self.model.device.type == "cuda")
             self._step = DecodeStep(self.model, self._slots)
         assert self._step is not None
         return self._slots, self._step
@@ -223,7 +225,7 @@ class LocalSampler:
     ) -> tuple[list[int], list[float]]:
         early = [i for i, row in enumerate(rows) if len(row.token_ids) < params.min_tokens]
         if early and stops:
-            logits_BV = logits_BV.float().clone()
+            logits_BV = logits_BV.to(torch.float32, copy=True)
             where = [torch.tensor(x, device=logits_BV.device) for x in (early, sorted(stops))]
             logits_BV[where[0][:, None], where[1]] = float("-inf")
         draws = torch.tensor([uniform(r.key, len(r.token_ids)) for r in rows], dtype=torch.float64)

@@ -36,14 +36,14 @@ def uniform(key: int, counter: int) -> float:
 
 
 def process_logits(logits_BV: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Log-probabilities [B, V] float32 of the distribution that tokens are drawn from.
+    """Logits [B, V] float32 of the distribution that tokens are drawn from: -inf where it is zero.
 
     Temperature first, then top-k, then top-p over what is left (the order of transformers and vLLM);
     temperature 0 gives the plain distribution, whatever top_k and top_p.
     """
     logits = logits_BV.float()
     if temperature == 0:
-        return logits.log_softmax(-1)
+        return logits
     if temperature != 1.0:
         logits = logits / temperature
     if top_k and top_k < logits.shape[-1]:
@@ -55,40 +55,47 @@ def process_logits(logits_BV: Tensor, temperature: float, top_k: int, top_p: flo
         # A token stays if the mass before it is below top_p; so the likeliest always stays.
         drop = probability.cumsum(-1) - probability >= top_p
         logits = logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), float("-inf"))
-    return logits.log_softmax(-1)
+    return logits
 
 
-def draw(logp_BV: Tensor, uniform_B: Tensor, chunk: int = 256) -> Tensor:
-    """Inverse CDF: the first token whose cumulative probability exceeds uniform_B * total; [B] int64.
+def draw(weight_BV: Tensor, uniform_B: Tensor, chunk: int = 256) -> Tensor:
+    """Inverse CDF: the first token whose cumulative weight exceeds uniform_B * total; [B] int64.
 
-    In two levels, so that no [B, V] cumulative sum is made: first the chunk of the vocabulary, then the
-    token in it. Sums are float64 over chunks, float32 within one; the total is the true float sum, so that
-    rounding never leaves a gap at the end. A token of probability zero is never drawn.
+    Weights are probabilities up to a factor. In two levels, so that no [B, V] cumulative sum is made: first the
+    chunk of the vocabulary, then the token in it. Sums are float64 over chunks, float32 within one; the total
+    is the true float sum, so that rounding never leaves a gap at the end. A token of weight zero is never drawn.
     """
-    batch, vocabulary = logp_BV.shape
-    probability = logp_BV.exp()
+    batch, vocabulary = weight_BV.shape
     padding = -vocabulary % chunk
     if padding:
-        probability = torch.nn.functional.pad(probability, (0, padding))
-    chunks = probability.view(batch, -1, chunk)
+        weight_BV = torch.nn.functional.pad(weight_BV, (0, padding))
+    chunks = weight_BV.view(batch, -1, chunk)
     ends = chunks.sum(-1).double().cumsum(-1)
     goal = uniform_B.to(ends)[:, None] * ends[:, -1:]
     which = torch.searchsorted(ends, goal, right=True).clamp(max=ends.shape[-1] - 1)
-    rows = torch.arange(batch, device=logp_BV.device)
+    rows = torch.arange(batch, device=weight_BV.device)
     inside = chunks[rows, which[:, 0]].double()
     before = torch.where(which > 0, ends.gather(-1, (which - 1).clamp(min=0)), 0.0)
     steps = inside.cumsum(-1)
     token = torch.searchsorted(steps, goal - before, right=True)[:, 0]
     # Rounding between the two sums can step past the chunk's last possible token: take that one.
-    positions = torch.arange(chunk, device=logp_BV.device)
+    positions = torch.arange(chunk, device=weight_BV.device)
     last = torch.where(inside > 0, positions, 0).amax(-1)
     return which[:, 0] * chunk + torch.minimum(token, last)
 
 
 def choose(
-    logits_BV: Tensor, uniform_B: Tensor, *, temperature: float, top_k: int, top_p: float
+    logits_BV: Tensor, uniform_B: Tensor, *, temperature: float, top_k: int, top_p: float, rows: int = 16
 ) -> tuple[Tensor, Tensor]:
-    """(tokens [B], their processed log-probabilities [B])."""
-    logp = process_logits(logits_BV, temperature, top_k, top_p)
-    tokens = logp.argmax(-1) if temperature == 0 else draw(logp, uniform_B)
-    return tokens, logp.gather(-1, tokens[:, None])[:, 0]
+    """(tokens [B], their log-probabilities [B] float32 in the distribution that they are drawn from).
+
+    On CPU in pieces of `rows` rows: float32 copies of all the logits at once would be fetched from, and given back
+    to, the operating system at every step, which takes longer than the arithmetic.
+    """
+    pieces = []
+    size = rows if logits_BV.device.type == "cpu" else len(logits_BV)
+    for logits, numbers in zip(logits_BV.split(size), uniform_B.split(size), strict=True):
+        probability = process_logits(logits, temperature, top_k, top_p).softmax(-1)
+        tokens = probability.argmax(-1) if temperature == 0 else draw(probability, numbers)
+        pieces.append((tokens, probability.gather(-1, tokens[:, None])[:, 0].log()))
+    return torch.cat([tokens for tokens, _ in pieces]), torch.cat([logp for _, logp in pieces])
