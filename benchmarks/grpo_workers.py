@@ -57,6 +57,9 @@ def ours(settings: dict[str, Any]) -> dict[str, Any]:
     from rl.grpo import GRPO
     from rl.policy.backend import Processes
     from rl.recipe_io import validate
+    from rl.run.allocator import keep_freed_memory
+
+    keep_freed_memory()
 
     scratch = Path(settings["scratch"])
     problems = scratch / "problems.jsonl"

@@ -10,6 +10,7 @@ import torch
 from rl.policy.backend import LaunchError, Processes
 from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
 from rl.recipe_io import RecipeError
+from rl.run.allocator import keep_freed_memory
 from rl.run.folder import Run
 from rl.stages import run_stages
 
@@ -21,6 +22,8 @@ def cores() -> int:
 
 def run(recipe: Any) -> dict[str, Any]:
     """Runs a validated recipe in this process, as one of those that the launcher started."""
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     try:
         processes = Processes()
     except LaunchError as error:

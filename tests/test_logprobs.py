@@ -29,8 +29,8 @@ def reference_logprobs(hidden, weight, bias, target, temperature, scale=1.0, sof
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_token_logprobs_against_full_log_softmax(kind, temperature, dtype):
-    """Values, entropies and the gradients of hidden states, weight and bias, whatever the chunk."""
+def test_token_logprobs_against_full_log_softmax(kind, temperature, dtype, monkeypatch):
+    """Values, entropies and the gradients of hidden states, weight and bias, whatever the chunk and its pieces."""
     options = dict(HEADS[kind])
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(11, 16, generator=generator, dtype=torch.float64).to(dtype)
@@ -47,7 +47,8 @@ def test_token_logprobs_against_full_log_softmax(kind, temperature, dtype):
     gradients = torch.autograd.grad((want * upstream).sum(), exact)
 
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5
-    for chunk in (1, 3, 11, 1024):
+    for chunk, piece in ((1, 64), (3, 2), (7, 4), (11, 1), (1024, 64)):
+        monkeypatch.setattr("rl.policy.logprobs.PIECE_ON_CPU", piece)
         for x in leaves:
             x.requires_grad_().grad = None
         head = Head(weight, bias, **options)

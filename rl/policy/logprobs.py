@@ -1,7 +1,8 @@
 """Token log-probabilities from hidden states, in chunks with their own backward: no full logits ever exist.
 
 A 129k vocabulary makes 32k tokens of fp32 logits 17 GB, several times over in autograd. Here a chunk of
-logits is computed, used and dropped; the backward pass computes it again.
+logits is computed, used and dropped; the backward pass computes it again and turns it, in place, into its
+gradient. Only small pieces of a chunk are ever in float32: they stay in the processor's caches.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+PIECE_ON_CPU = 64  # rows; on other devices a piece is the whole chunk
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,9 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
-    def logits(self, hidden_NC: Tensor) -> Tensor:
-        """float32 [N, V]."""
-        logits = (hidden_NC @ self.weight.t()).float()
+    def logits(self, product_NV: Tensor) -> Tensor:
+        """From h W^T in the compute type to float32 logits [N, V] of their own memory."""
+        logits = product_NV.to(torch.float32, copy=True)
         if self.bias is not None:
             logits += self.bias
         if self.scale != 1.0:
@@ -43,7 +46,7 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """(log-probability of each target [P], entropy of each distribution [P] without gradient), float32, nats.
 
-    chunk: rows of logits that exist at a time; memory is about 3 * 4 * chunk * V bytes.
+    chunk: rows of logits that exist at a time, in the compute type.
     """
     return _TokenLogprobs.apply(hidden_PC, head.weight, head.bias, target_P, head, temperature, chunk)
 
@@ -60,45 +63,47 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature: float,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        count = len(hidden)
-        logp = torch.empty(count, dtype=torch.float32, device=hidden.device)
-        entropy, lse = torch.empty_like(logp), torch.empty_like(logp)
-        for rows in _chunks(count, chunk):
-            logits = head.logits(hidden[rows])
-            if temperature != 1.0:
-                logits /= temperature
-            lse[rows] = logits.logsumexp(-1)
-            logp[rows] = logits.gather(-1, target[rows, None])[:, 0] - lse[rows]
-            # H = lse - sum p z, without a second [N, V] buffer beyond p.
-            probability = torch.exp(logits - lse[rows, None])
-            entropy[rows] = lse[rows] - torch.einsum("nv,nv->n", probability, logits)
-        ctx.save_for_backward(hidden, weight, target, lse)
+        logp = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        entropy = torch.empty_like(logp)
+        for rows in _slices(0, len(hidden), chunk):
+            product = hidden[rows] @ weight.t()
+            for piece in _pieces(rows, hidden.device):
+                logits = head.logits(product[piece.start - rows.start : piece.stop - rows.start])
+                if temperature != 1.0:
+                    logits /= temperature
+                logp_NV = logits.log_softmax(-1)
+                logp[piece] = logp_NV.gather(-1, target[piece, None])[:, 0]
+                entropy[piece] = -torch.einsum("nv,nv->n", logits.softmax(-1), logp_NV)
+        ctx.save_for_backward(hidden, weight, target)
         ctx.head, ctx.temperature, ctx.chunk = head, temperature, chunk
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_logp: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, target, lse = ctx.saved_tensors
+        hidden, weight, target = ctx.saved_tensors
         head: Head = ctx.head
         grad_hidden = torch.empty_like(hidden)
         # float32: many small chunks are added up.
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         grad_bias = None if head.bias is None else torch.zeros_like(head.bias, dtype=torch.float32)
-        for rows in _chunks(len(hidden), ctx.chunk):
-            logits = head.logits(hidden[rows])
-            # d logp / d z = (onehot - p) / temperature, then back through softcap and scale.
-            slope = None if head.softcap is None else 1 - (logits / head.softcap).square()
-            grad = torch.exp(logits.div_(ctx.temperature).sub_(lse[rows, None])).neg_()
-            grad.scatter_add_(-1, target[rows, None], torch.ones_like(grad[:, :1]))
-            grad *= grad_logp[rows, None] * (head.scale / ctx.temperature)
-            if slope is not None:
-                grad *= slope
-            low = grad.to(weight.dtype)
-            grad_hidden[rows] = low @ weight
-            grad_weight += low.t() @ hidden[rows]
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
+        for rows in _slices(0, len(hidden), ctx.chunk):
+            product = hidden[rows] @ weight.t()
+            for piece in _pieces(rows, hidden.device):
+                place = product[piece.start - rows.start : piece.stop - rows.start]
+                logits = head.logits(place)
+                # d logp / d z = (onehot - p) / temperature, then back through softcap and scale.
+                slope = None if head.softcap is None else 1 - (logits / head.softcap).square()
+                grad = logits.div_(ctx.temperature).softmax(-1).neg_()
+                grad.scatter_add_(-1, target[piece, None], torch.ones_like(grad[:, :1]))
+                grad *= grad_logp[piece, None] * (head.scale / ctx.temperature)
+                if slope is not None:
+                    grad *= slope
+                if grad_bias is not None:
+                    grad_bias += grad.sum(0)
+                place.copy_(grad)
+            grad_hidden[rows] = product @ weight
+            grad_weight += product.t() @ hidden[rows]
         return (
             grad_hidden,
             grad_weight.to(weight.dtype),
@@ -110,5 +115,9 @@ class _TokenLogprobs(torch.autograd.Function):
         )
 
 
-def _chunks(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+def _pieces(rows: slice, device: torch.device) -> list[slice]:
+    return _slices(rows.start, rows.stop, PIECE_ON_CPU) if device.type == "cpu" else [rows]
+
+
+def _slices(start: int, stop: int, size: int) -> list[slice]:
+    return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
