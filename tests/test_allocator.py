@@ -1,4 +1,4 @@
-"""Freed memory stays in the process: the pages of a large tensor are not fetched anew."""
+"""Freed memory stays in the process: the pages of large tensors are not fetched anew."""
 
 import subprocess
 import sys
@@ -12,11 +12,14 @@ from rl.run.allocator import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def micro_batch():
+    x = [torch.ones(n << 18) for n in (48, 40, 64, 56)]  # MB
+    return sum(float((t * 2).relu_().sum()) for t in x)
 for _ in range(2):
-    torch.empty(16 << 20).fill_(1.0)  # 64 MB
+    micro_batch()
 before = faults()
-for _ in range(10):
-    torch.empty(16 << 20).fill_(1.0)
+for _ in range(5):
+    micro_batch()
 print(kept, faults() - before)
 """
 
@@ -29,5 +32,4 @@ def test_freed_memory_is_used_again():
     )
     if kept[0] == "False":
         pytest.skip("this C library has no mallopt")
-    assert int(kept[1]) < 1000  # of 160,000 pages touched
-    assert int(plain[1]) > 10 * int(kept[1])
+    assert 10 * int(kept[1]) < int(plain[1])
