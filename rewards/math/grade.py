@@ -105,11 +105,10 @@ def final_answer(response: str, *, mode: Mode = "any") -> str | None:
 
 def decide(answer: str, gold: str) -> bool | None:
     """Equality of two bare answers as far as it can be told at once; None if symbolic comparison must tell."""
-    a, g = parse_number(answer), parse_number(gold)
-    if a is not None and g is not None:
-        return a == g
-    if exactly_equal(answer, gold):  # one side may be a number with a decimal comma
-        return True
+    exact = exactly_equal(answer, gold)
+    numbers = 0 if exact is None else sum(parse_number(side) is not None for side in (answer, gold))
+    if exact or numbers == 2:
+        return exact
     normalised = normalise(answer), normalise(gold)
     if not all(normalised):
         return False
@@ -118,7 +117,7 @@ def decide(answer: str, gold: str) -> bool | None:
     if max(len(answer), len(gold)) > MAX_SYMBOLIC:
         return False
     # One number: 2^{10} or \sqrt{5329} may equal it, words cannot.
-    if (a is not None or g is not None) and any(_WORDS.fullmatch(side) for side in normalised):
+    if numbers == 1 and any(_WORDS.fullmatch(side) for side in normalised):
         return False
     return None
 
@@ -140,15 +139,17 @@ def _compare_symbolically(answer: str, gold: str, timeout_s: float, deadline: fl
     return shared_pool().compare(answer, gold, limit_s=min(timeout_s, COMPUTE_LIMIT_S), deadline=deadline)
 
 
-def _compare_concurrently(
-    undecided: list[tuple[str, str]], timeout_s: float, workers: int | None
-) -> list[bool | None]:
+def _compare_concurrently(pairs: list[tuple[str, str]], timeout_s: float, workers: int | None) -> list[bool | None]:
     from concurrent.futures import ThreadPoolExecutor
 
     from .pool import shared_pool
 
-    threads = min(shared_pool().size, workers or shared_pool().size, len(undecided))
+    def compare(pair: tuple[str, str]) -> bool | None:
+        return _compare_symbolically(*pair, timeout_s=timeout_s)
+
+    size = shared_pool().size
+    threads = min(size, workers or size, len(pairs))
     if threads == 1:
-        return [_compare_symbolically(answer, gold, timeout_s) for answer, gold in undecided]
+        return list(map(compare, pairs))
     with ThreadPoolExecutor(threads) as executor:
-        return list(executor.map(lambda pair: _compare_symbolically(*pair, timeout_s), undecided))
+        return list(executor.map(compare, pairs))

@@ -277,11 +277,13 @@ def _environment() -> dict[str, str]:
     """For a worker that finds this very package, wherever it is run, and uses one thread.
 
     Together with `python -P`, which keeps the working folder off the path, a user's own `rewards` or `random`
-    cannot take the place of ours. A fixed hash seed makes the order of sympy's terms, and so its way to a
+    cannot take the place of ours; relative entries of PYTHONPATH are dropped, because they meant the folder in
+    which this process was started. A fixed hash seed makes the order of sympy's terms, and so its way to a
     verdict, the same in every worker.
     """
     root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = os.pathsep.join([root, *filter(os.path.isabs, inherited)])
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return {**os.environ, **threads, "PYTHONPATH": path, "PYTHONHASHSEED": "0"}
 
