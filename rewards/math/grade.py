@@ -26,6 +26,7 @@ COMPUTE_LIMIT_S = 2.0
 # Of `timeout_s`; the rest is for ending the worker.
 WAITING_SHARE = 0.9
 
+_INTEGER = re.compile(r"-?[0-9]{1,100}")
 # Words, such as "none of these", have no value that a number could equal.
 _WORDS = re.compile(r"[A-Za-z\s.,;:!?'\"-]*")
 
@@ -105,10 +106,14 @@ def final_answer(response: str, *, mode: Mode = "any") -> str | None:
 
 def decide(answer: str, gold: str) -> bool | None:
     """Equality of two bare answers as far as it can be told at once; None if symbolic comparison must tell."""
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):  # the usual case, told fast
+        return int(answer) == int(gold)
     exact = exactly_equal(answer, gold)
+    if exact:
+        return True
     numbers = 0 if exact is None else sum(parse_number(side) is not None for side in (answer, gold))
-    if exact or numbers == 2:
-        return exact
+    if numbers == 2:
+        return False
     normalised = normalise(answer), normalise(gold)
     if not all(normalised):
         return False
@@ -123,6 +128,8 @@ def decide(answer: str, gold: str) -> bool | None:
 
 
 def _bare_gold(gold: str) -> str:
+    if "\\" not in gold and "<" not in gold:  # neither a box nor an answer tag
+        return gold
     boxed = final_answer(gold, mode="boxed")
     return gold if boxed is None else boxed
 
