@@ -195,6 +195,14 @@ def test_a_worker_that_cannot_start_is_one_clear_error(command: list[str], messa
     assert pool.pids() == []
 
 
+def test_a_worker_that_takes_for_ever_to_start_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "START_LIMIT_S", 0.3)
+    pool = Pool([sys.executable, "-c", "import time; time.sleep(60)"], size=1)
+    with pytest.raises(WorkerStartError, match="not ready after"):
+        pool.compare("a", "a", limit_s=10)
+    assert pool.pids() == []
+
+
 # -- many callers ----------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from .worker import READY
 
-START_LIMIT_S = 60.0  # importing sympy takes one second, on a busy machine several
+START_LIMIT_S = 120.0  # importing sympy takes a second; from a shared disk, by many ranks at once, far longer
 STOP_LIMIT_S = 1.0
 MAX_REMEMBERED = 20_000
 
@@ -141,10 +141,14 @@ class _Worker:
         return True
 
     def _start_error(self) -> WorkerStartError:
+        late = self.alive() and time.monotonic() >= self._start_deadline
         self._process.kill()
         status = self._process.wait()
         said = self._stderr.read().decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"it ended with status {status} within {START_LIMIT_S:.0f} s"
+        if late:
+            reason = f"it is not ready after {START_LIMIT_S:.0f} s"
+        else:
+            reason = said[-1] if said else f"it ended with status {status}"
         return WorkerStartError(f"the worker for symbolic comparison does not start: {reason}")
 
 
