@@ -141,6 +141,12 @@ def _joined(gap: str) -> bool:
     return _GLUE.fullmatch(gap) is not None and ("\n" not in gap or any(c in gap for c in ",;/|&"))
 
 
+def box_contents(text: str) -> list[str]:
+    """What the complete boxes of a text hold, outermost ones only."""
+    marks, _ = _scan(text)
+    return [text[mark.inner : mark.inner_end] for mark in _outermost(marks) if not mark.is_tag]
+
+
 # -- prose -----------------------------------------------------------------------------------------
 
 _PHRASE = re.compile(

@@ -1,0 +1,87 @@
+"""Building sympy numbers without computing large ones: what exceeds a limit raises Unreadable instead."""
+
+import sympy
+
+from .tokens import Unreadable
+
+MAX_BITS = 40_000  # of any integer that is computed
+MAX_ROOT = 64
+MAX_POLYNOMIAL_EXPONENT = 40  # of a sum in parentheses, which comparison will expand
+MAX_SYMBOL_EXPONENT = 10**6
+MAX_FACTORIAL = 3_000
+MAX_SMALL_CHOICE = 20
+MAX_SUM_TERMS = 100
+MAX_DETERMINANT = 6
+
+
+def power(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr:
+    """base ** exponent."""
+    if exponent.is_number:
+        if base.is_number and not (base.is_infinite or exponent.is_infinite):
+            _check_numeric_power(base, exponent)
+        elif base.is_Add and abs(exponent) > MAX_POLYNOMIAL_EXPONENT:
+            raise Unreadable("a sum to a large power")
+        elif exponent.is_comparable and abs(exponent) > MAX_SYMBOL_EXPONENT:
+            raise Unreadable("a large exponent")
+    if base.is_zero and exponent.is_zero:
+        raise Unreadable("0^0")
+    return finite(base**exponent)
+
+
+def _check_numeric_power(base: sympy.Expr, exponent: sympy.Expr) -> None:
+    if not exponent.is_comparable:
+        if exponent.is_Number or base.is_zero:
+            raise Unreadable("an undefined power")
+        return
+    size = abs(float(sympy.N(exponent, 15, maxn=50)))
+    if base.is_Rational:
+        bits = max(int(base.p).bit_length(), int(base.q).bit_length())
+        if size > MAX_BITS or bits * size > MAX_BITS and abs(base) != 1:
+            raise Unreadable("a large power")
+    elif size > MAX_POLYNOMIAL_EXPONENT * (100 if base.is_Atom else 1):
+        raise Unreadable("a large power")
+    if exponent.is_Rational and exponent.q > MAX_ROOT:
+        raise Unreadable("a root of high degree")
+
+
+def factorial(value: sympy.Expr) -> sympy.Expr:
+    """value!"""
+    if value.is_number and not (value.is_Integer and 0 <= value <= MAX_FACTORIAL):
+        raise Unreadable("a large factorial")
+    return sympy.factorial(value)
+
+
+def double_factorial(value: sympy.Expr) -> sympy.Expr:
+    """value!!"""
+    if value.is_number and not (value.is_Integer and 0 <= value <= MAX_FACTORIAL):
+        raise Unreadable("a large factorial")
+    return sympy.factorial2(value)
+
+
+def binomial(n: sympy.Expr, k: sympy.Expr) -> sympy.Expr:
+    """n choose k."""
+    small = k.is_Integer and 0 <= k <= MAX_SMALL_CHOICE
+    if n.is_number and k.is_number and not small and not (n.is_Integer and 0 <= n <= MAX_FACTORIAL):
+        raise Unreadable("a large binomial")
+    if small and not n.is_number:
+        return sympy.ff(n, k) / sympy.factorial(k)
+    return sympy.binomial(n, k)
+
+
+def product(*factors: sympy.Expr) -> sympy.Expr:
+    """The product; refuses 0 times infinity."""
+    return finite(sympy.Mul(*factors))
+
+
+def quotient(numerator: sympy.Expr, denominator: sympy.Expr) -> sympy.Expr:
+    """numerator / denominator; refuses division by zero."""
+    if denominator.is_zero:
+        raise Unreadable("division by zero")
+    return finite(numerator / denominator)
+
+
+def finite(value: sympy.Expr) -> sympy.Expr:
+    """The value itself, unless it is undefined."""
+    if value.has(sympy.nan, sympy.zoo):
+        raise Unreadable("undefined")
+    return value
