@@ -98,11 +98,15 @@ def fresh_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
 def no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_pool: Pool) -> Iterator[None]:
     """Nothing changes in this process or in the folder where it and its workers are."""
     monkeypatch.chdir(tmp_path)
-    environment, threads = dict(os.environ), threading.active_count()
+    environment, threads = _environment(), threading.active_count()
     yield
     assert os.getcwd() == str(tmp_path) and os.listdir(tmp_path) == []
-    assert dict(os.environ) == environment
+    assert _environment() == environment
     assert threading.active_count() == threads
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
 
 
 def _timed(row: Row) -> tuple[Grade, float]:
