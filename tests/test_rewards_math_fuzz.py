@@ -10,7 +10,7 @@ from rewards.math import grade
 from rewards.math.pool import shared_pool
 
 Text = st.SearchStrategy[str]
-few = settings(max_examples=25, derandomize=True, deadline=None)
+few = settings(max_examples=100, derandomize=True, deadline=None)
 
 # -- answers by kind -------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ PIECES = [r"\frac", r"\sqrt", r"\boxed{", "{", "}", "(", ")", "[", "]", "^", "_"
 soup = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=20).map("".join)
 
 
-@settings(few, max_examples=150)
+@settings(few, max_examples=500)
 @given(soup, soup)
 def test_no_text_raises(answer: str, gold: str) -> None:
     for response in (rf"\boxed{{{answer}}}", answer):
@@ -182,7 +182,7 @@ def test_no_text_raises(answer: str, gold: str) -> None:
         assert (judged.extracted is None) == (judged.verdict == "unparsed")
 
 
-@settings(few, max_examples=100)
+@settings(few, max_examples=200)
 @given(soup, integers)
 def test_noise_after_a_number_is_never_worth_another_number(noise: str, n: int) -> None:
     assert not grade(rf"\boxed{{{n}}} {noise.replace('boxed', '')}", str(n + 1), mode="boxed").correct
