@@ -6,8 +6,10 @@ from .tokens import Unreadable
 
 MAX_BITS = 40_000  # of any integer that is computed
 MAX_ROOT = 64
-MAX_POLYNOMIAL_EXPONENT = 40  # of a sum in parentheses, which comparison will expand
-MAX_SYMBOL_EXPONENT = 10**6
+MAX_RADICAL_DEPTH = 6
+MAX_CONSTANT_EXPONENT = 40  # of a constant that is no rational number
+MAX_POLYNOMIAL_DEGREE = 400  # of a power of a sum, which comparison will evaluate
+MAX_SYMBOL_EXPONENT = 10**4
 MAX_FACTORIAL = 3_000
 MAX_SMALL_CHOICE = 20
 MAX_SUM_TERMS = 100
@@ -19,7 +21,7 @@ def power(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr:
     if exponent.is_number:
         if base.is_number and not (base.is_infinite or exponent.is_infinite):
             _check_numeric_power(base, exponent)
-        elif base.is_Add and abs(exponent) > MAX_POLYNOMIAL_EXPONENT:
+        elif base.is_Add and exponent.is_Integer and degree(base) * abs(exponent) > MAX_POLYNOMIAL_DEGREE:
             raise Unreadable("a sum to a large power")
         elif exponent.is_comparable and abs(exponent) > MAX_SYMBOL_EXPONENT:
             raise Unreadable("a large exponent")
@@ -38,10 +40,24 @@ def _check_numeric_power(base: sympy.Expr, exponent: sympy.Expr) -> None:
         bits = max(int(base.p).bit_length(), int(base.q).bit_length())
         if size > MAX_BITS or bits * size > MAX_BITS and abs(base) != 1:
             raise Unreadable("a large power")
-    elif size > MAX_POLYNOMIAL_EXPONENT * (100 if base.is_Atom else 1):
+    elif size > MAX_CONSTANT_EXPONENT * (100 if base.is_Atom else 1):
         raise Unreadable("a large power")
-    if exponent.is_Rational and exponent.q > MAX_ROOT:
+    if exponent.is_Rational and (exponent.q > MAX_ROOT or radical_depth(base) >= MAX_RADICAL_DEPTH):
         raise Unreadable("a root of high degree")
+
+
+def degree(value: sympy.Expr) -> int:
+    """About the degree of a polynomial, however it is bracketed."""
+    if value.is_Pow and value.exp.is_Integer:
+        return abs(int(value.exp)) * degree(value.base)
+    parts = [degree(part) for part in value.args]
+    return (sum(parts) if value.is_Mul else max(parts, default=0)) if parts else int(not value.is_Number)
+
+
+def radical_depth(value: sympy.Expr) -> int:
+    """How deep roots are nested."""
+    inside = max((radical_depth(part) for part in value.args), default=0)
+    return inside + int(value.is_Pow and value.exp.is_Rational and not value.exp.is_Integer)
 
 
 def factorial(value: sympy.Expr) -> sympy.Expr:

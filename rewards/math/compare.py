@@ -14,11 +14,13 @@ from .regions import INEQUALITIES, equal_regions, region_of
 from .tokens import Unreadable
 from .values import Braces, Bracketed, Listing, Ratio, Region, Relation, Residue, Text, Value
 
+# A letter A to J, alone, or in brackets or with a point and then a value. One that is multiplied is a variable.
 _CHOICE = re.compile(
-    r"\s*\$?\s*(?:\\(?:text|mathrm|textbf|mathbf|textrm)\s*\{\s*\(?\s*([A-J])\s*\)?[.:)]?\s*\}|\(([A-J])\)|([A-J])[.:)](?=\s))"
-    r"\s*\$?\s*\)?(.*)",
+    r"[\s$]*(?:\\(?:text|mathrm|textbf|mathbf|textrm)\s*\{\s*(?:\(([A-J])\)|([A-J])[.:)])\s*\}|\(([A-J])\)|([A-J])[.:)](?=\s))"
+    r"(?:[\s$~]|\\[ ,;:]|\\q?quad)*(?![-+*/^_=<>!])(.*)",
     re.DOTALL,
 )
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])")
 
 
 def equal_answers(answer: str, gold: str) -> bool:
@@ -56,22 +58,22 @@ def _equal_choices(answer: str, gold: str) -> bool | None:
     a, g = _CHOICE.fullmatch(answer), _CHOICE.fullmatch(gold)
     if a is None and g is None:
         return None
-    if a and g:
-        same = (a[1] or a[2] or a[3]) == (g[1] or g[2] or g[3])
-        return same and (not a[4].strip() or not g[4].strip() or _equal_parts(a[4], g[4]))
-    match, other = (a, gold) if a else (g, answer)
-    assert match is not None
-    letter, rest = match[1] or match[2] or match[3], tidy(match[4])
-    if tidy(other).strip("() ") == letter:
-        return True
-    if not rest:
-        return None
-    return _equal_parts(rest, other) if a else _equal_parts(other, rest)
+    (letter, rest), (gold_letter, gold_rest) = _choice(a, answer), _choice(g, gold)
+    if _LETTER.search(rest) or _LETTER.search(gold_rest):
+        return None  # several choices
+    if letter and gold_letter and letter != gold_letter:
+        return False
+    if rest and gold_rest:
+        return rest == gold_rest or equal_answers(rest, gold_rest)
+    return letter is not None and letter == gold_letter or None
 
 
-def _equal_parts(answer: str, gold: str) -> bool:
-    answer, gold = tidy(answer), tidy(gold)
-    return answer == gold or equal_answers(answer, gold)
+def _choice(match: re.Match[str] | None, text: str) -> tuple[str | None, str]:
+    """The letter and the value of an answer; a bare letter has no value, a bare value no letter."""
+    if match is None:
+        text = tidy(text).strip("() ")
+        return (text, "") if _LETTER.fullmatch(text) else (None, text)
+    return match[1] or match[2] or match[3] or match[4], tidy(match[5])
 
 
 def equal_values(answer: Value | None, gold: Value | None) -> bool:
@@ -115,6 +117,8 @@ def _same_brackets(answer: Bracketed, gold: Bracketed) -> bool:
 
 def _equal_lists(answer: Value, gold: Value) -> bool:
     """Lists and braces are unordered; a list against a tuple is ordered, and one value is not several."""
+    if any(isinstance(item, Relation) for item in (*_flat(answer), *_flat(gold))) and _equal_as_regions(answer, gold):
+        return True
     if isinstance(answer, Region) or isinstance(gold, Region):
         return _equal_as_regions(answer, gold)
     for one, other in ((answer, gold), (gold, answer)):

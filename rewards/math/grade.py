@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .exact import exactly_equal, parse_number
-from .extract import Mode, answer_text, extract_answer
+from .extract import Mode, answer_text, extract_answer, gold_answer
 from .latex import normalise
 
 Verdict = Literal["correct", "wrong", "unparsed", "timeout"]
@@ -128,10 +128,7 @@ def decide(answer: str, gold: str) -> bool | None:
 
 
 def _bare_gold(gold: str) -> str:
-    if "\\" not in gold and "<" not in gold:  # neither a box nor an answer tag
-        return gold
-    boxed = final_answer(gold, mode="boxed")
-    return gold if boxed is None else boxed
+    return gold if len(gold) > MAX_RESPONSE or _INTEGER.fullmatch(gold) else gold_answer(gold)
 
 
 def _graded(answer: str, correct: bool | None) -> Grade:

@@ -149,11 +149,13 @@ def _algebraic(value: sympy.Expr) -> sympy.Expr:
         value = value.replace(lambda part: part.func in (*_CIRCULAR, *_HYPERBOLIC), _as_exponentials)
     value = value.replace(lambda part: part.is_Pow and not part.exp.is_Rational, _over_primes)
     value = _exponentials_to_variables(value)
+    turns = {part: sympy.Dummy() for part in value.atoms(*_CIRCULAR) if _stays(part)}
+    value = value.xreplace(turns)  # sin(pi/7) is algebraic, although pi is not
     kernels = {part for part in value.atoms(sympy.log, sympy.NumberSymbol)}
     kernels |= {part for part in value.atoms(sympy.Function) if part.func in _NUMERIC_FUNCTIONS and not _stays(part)}
     for number, part in enumerate(sorted(kernels, key=lambda part: (-_size(part), str(part)))):
         value = value.xreplace({part: sympy.Symbol(f"kernel{number}", positive=True)})
-    return value
+    return value.xreplace({stand_in: turn for turn, stand_in in turns.items()})
 
 
 def _turns_only(value: sympy.Expr) -> bool:
@@ -203,7 +205,7 @@ def _exponentials_to_variables(value: sympy.Expr) -> sympy.Expr:
     scales: dict[tuple[sympy.Expr, sympy.Expr], int] = {}
     for part in value.atoms(sympy.Pow, sympy.exp):
         base, exponent = part.as_base_exp()
-        if exponent.is_Rational:
+        if exponent.is_Rational and base is not sympy.E:
             continue
         powers[part] = []
         for term in sympy.Add.make_args(sympy.expand(exponent)):
@@ -212,18 +214,21 @@ def _exponentials_to_variables(value: sympy.Expr) -> sympy.Expr:
                 coefficient, monomial = sympy.Integer(1), term
             powers[part].append((base, coefficient, monomial))
             scales[base, monomial] = sympy.ilcm(scales.get((base, monomial), 1), coefficient.q)
+    if value.has(sympy.E):
+        scales.setdefault((sympy.E, sympy.Integer(1)), 1)
     variables = {
         key: sympy.Symbol(f"power{number}", positive=True) for number, key in enumerate(sorted(scales, key=str))
     }
 
     def rewritten(base: sympy.Expr, coefficient: sympy.Rational, monomial: sympy.Expr) -> sympy.Expr:
-        if monomial == 1:
+        if monomial == 1 and base is not sympy.E:
             return base**coefficient
         if base is sympy.E and (monomial / (sympy.I * sympy.pi)).is_Rational:
             turn = coefficient * monomial / sympy.I
             return sympy.cos(turn) + sympy.I * sympy.sin(turn)
         return variables[base, monomial] ** (coefficient * scales[base, monomial])
 
-    return value.xreplace(
-        {part: sympy.Mul(*(rewritten(*factor) for factor in factors)) for part, factors in powers.items()}
-    )
+    replaced = {part: sympy.Mul(*(rewritten(*factor) for factor in factors)) for part, factors in powers.items()}
+    if value.has(sympy.E):
+        replaced[sympy.E] = rewritten(sympy.E, sympy.Integer(1), sympy.Integer(1))
+    return value.xreplace(replaced)

@@ -1,6 +1,7 @@
 """Inequalities and sets of real numbers: `1 < x <= 3` is (1, 3], and pieces of sets are compared exactly."""
 
 import sympy
+from sympy.core.function import AppliedUndef
 
 from .identity import equal_scalars
 from .parse import as_region
@@ -65,7 +66,7 @@ def _pieces(region: sympy.Set) -> list[Piece] | None:
 def _unknown(relation: Relation) -> sympy.Expr | None:
     """What the inequality restricts: its only variable, or a name such as f(x)."""
     for side, name in zip(relation.sides, relation.names, strict=True):
-        if name is not None and isinstance(side, sympy.Expr):
+        if name is not None and isinstance(side, sympy.Symbol | AppliedUndef):
             return side
     names = {free for side in relation.sides if isinstance(side, sympy.Expr) for free in side.free_symbols}
     return names.pop() if len(names) == 1 else None

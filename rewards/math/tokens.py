@@ -59,14 +59,15 @@ _PLAIN_WORDS = FUNCTIONS | {"pi", "infinity", "infty", "inf", "arctan", "arcsin"
 _PLAIN_WORDS |= {"theta", "alpha", "beta", "gamma", "lambda", "degrees", "mod", "in", "cup"}
 
 _IGNORED = re.compile(
-    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|mathstrut|noindent|hline)(?![A-Za-z])\.?"
-    r"|\\(?:qquad|quad|thinspace|enspace|hspace\{[^{}]*\}|phantom\{[^{}]*\})|\\[,;:> !]|~|\\?\$|\\[()\[\]]|`|\*\*"
+    r"(?<!\\)\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|mathstrut|noindent|hline)(?![A-Za-z])\.?"
+    r"|(?<!\\)\\(?:qquad|quad|thinspace|enspace|hspace\{[^{}]*\}|phantom\{[^{}]*\})|(?<!\\)\\[,;:> !$()\[\]]|~|\$|`|\*\*"
 )
 # JSON and Python escapes double the backslash of a command. `\\` is otherwise the end of a matrix row.
 _DOUBLED = re.compile(
-    r"\\\\(?=(?:[dtc]?frac|sqrt|left|right|text(?:bf|rm|it)?|mathrm|boxed|pi|leq?|geq?|neq?|infty|cup|in|pm|cdot|times"
+    r"(?<!\\)\\\\(?=(?:[dtc]?frac|sqrt|left|right|text(?:bf|rm|it)?|mathrm|boxed|pi|leq?|geq?|neq?|infty|cup|in|pm|cdot|times"
     r"|begin|end|circ|sin|cos|tan|log|ln|quad|theta|alpha|beta|\{|,|!|;)(?![a-z]))"
 )
+_SEPARATOR = re.compile(r",\\!\s?|\s?\{\s?,\s?\}\s?")  # 11,\! 100 and 14{,}916
 _STYLE = re.compile(r"\\(?:mathbf|boldsymbol|mathit|mathcal|mathsf|vec|hat|bar|overline|underline|widehat|tilde)\s*\{([^{}]*)\}")
 _TOKEN = re.compile(
     rf"""(?P<blank>\s+)
@@ -76,6 +77,7 @@ _TOKEN = re.compile(
     | (?P<number>[0-9]+(?:,[0-9]{{3}}(?![0-9]))*(?:\.[0-9]+)?|[0-9]+\.(?![0-9])|\.[0-9]+)
     | \\(?P<command>[A-Za-z]+)
     | \\(?P<escaped>[{{}}%\\&#|_])
+    | (?P<joiner>(?<=[0-9)}}\]])(?:or|and))(?![a-z])
     | (?P<word>[A-Za-z]+)
     | (?P<relation><=|>=|!=|==|->|\.\.\.)
     | (?P<symbol>[-+*/^_=<>(){{}}\[\],;:!|%&'])""",
@@ -96,7 +98,7 @@ def tokenize(text: str, *, grouped: bool = True) -> list[Token]:
     """
     if len(text) > MAX_CHARS:
         raise Unreadable("too long")
-    text = text.replace(r",\!", ",").replace("{,}", ",").translate(_CHARS)
+    text = _SEPARATOR.sub(",", text).translate(_CHARS)
     text = _PERIODIC.sub(_periodic, text)
     text = _STYLE.sub(r"{\1}", _IGNORED.sub(" ", _DOUBLED.sub(r"\\", text)))
     text = text.strip().rstrip(".,;:\\ \n")
@@ -121,7 +123,8 @@ def _tokens_of(match: re.Match[str], spaced: bool, grouped: bool) -> list[Token]
     if match["number"]:
         return _numbers(match["number"], spaced, grouped)
     if match["prose"]:
-        return [_prose(match["words"].strip(), spaced)]
+        words = match["words"]  # \mathrm{~m} is a unit, \mathrm{e} a letter
+        return [Token("text", words.strip(), spaced) if words[:1] == " " else _prose(words.strip(), spaced)]
     if match["edge"]:
         return [Token(match["edge"], match["environment"], spaced)]
     if match["numbers"]:
@@ -132,6 +135,8 @@ def _tokens_of(match: re.Match[str], spaced: bool, grouped: bool) -> list[Token]
     if match["escaped"]:
         name = {"{": "{set", "}": "}set", "\\": "row", "|": "|"}.get(match["escaped"], match["escaped"])
         return [Token("symbol", name, spaced)]
+    if match["joiner"]:
+        return [Token("command", match["joiner"], spaced)]
     if match["word"]:
         return _word(match["word"], spaced)
     if match["relation"]:
