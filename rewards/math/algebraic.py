@@ -33,16 +33,20 @@ class NotNumeric(ValueError):
     """The expression has a part that has no numerical value here."""
 
 
-def numeric(value: sympy.Expr, bits: int) -> mpmath.mpc:
-    """The value computed with `bits` bits throughout. Raises NotNumeric for what is not a constant."""
+Point = dict[sympy.Symbol, sympy.Rational]
+
+
+def numeric(value: sympy.Expr, bits: int, at: Point | None = None) -> mpmath.mpc:
+    """The value at a point, computed with `bits` bits throughout. Raises NotNumeric for what has none."""
     with mpmath.workprec(bits):
         try:
-            return mpmath.mpc(_evaluate(value))
+            return mpmath.mpc(_evaluate(value, at or {}))
         except (ZeroDivisionError, OverflowError, mpmath.libmp.NoConvergence) as error:
             raise NotNumeric(str(error)) from None
 
 
-def _evaluate(value: sympy.Expr) -> mpmath.mpc:
+def _evaluate(value: sympy.Expr, at: Point) -> mpmath.mpc:
+    value = at.get(value, value)
     if value.is_Rational:
         return mpmath.mpf(int(value.p)) / int(value.q)
     if value is sympy.pi:
@@ -52,19 +56,19 @@ def _evaluate(value: sympy.Expr) -> mpmath.mpc:
     if value is sympy.I:
         return mpmath.mpc(0, 1)
     if value.is_Add:
-        return mpmath.fsum(_evaluate(term) for term in value.args)
+        return mpmath.fsum(_evaluate(term, at) for term in value.args)
     if value.is_Mul:
-        return mpmath.fprod(_evaluate(factor) for factor in value.args)
+        return mpmath.fprod(_evaluate(factor, at) for factor in value.args)
     if value.is_Pow:
-        base, exponent = _evaluate(value.base), value.exp
-        power = int(exponent) if exponent.is_Integer else _evaluate(exponent)
+        base, exponent = _evaluate(value.base, at), value.exp
+        power = int(exponent) if exponent.is_Integer else _evaluate(exponent, at)
         if abs(power) > 1e8:
             raise NotNumeric("a large power")
         return base**power
     function = _MP.get(value.func)
     if function is None:
         raise NotNumeric(str(value.func))
-    arguments = [_evaluate(argument) for argument in value.args]
+    arguments = [_evaluate(argument, at) for argument in value.args]
     if any(abs(argument) > 1e8 for argument in arguments):
         raise NotNumeric("a large argument")
     return function(*arguments)
@@ -75,7 +79,7 @@ def is_zero(value: sympy.Expr) -> bool | None:
     if value.is_Rational:
         return bool(value == 0)
     try:
-        if abs(numeric(value, _START)) > _rounding_error(value, _START):
+        if clearly_nonzero(value):
             return False
         bound = _Bound()
         upper, lower = bound.of(value)
@@ -88,14 +92,19 @@ def is_zero(value: sympy.Expr) -> bool | None:
         return None
 
 
+def clearly_nonzero(value: sympy.Expr, at: Point | None = None) -> bool:
+    """Is the value at a point further from zero than rounding could take it? Raises NotNumeric."""
+    return bool(abs(numeric(value, _START, at)) > _rounding_error(value, _START, at or {}))
+
+
 def _size(value: sympy.Expr) -> int:
     return sum(1 for _ in sympy.preorder_traversal(value))
 
 
-def _rounding_error(value: sympy.Expr, bits: int) -> mpmath.mpf:
-    """More than the error of a computation with `bits` bits: a quarter of them is left to cancellation."""
+def _rounding_error(value: sympy.Expr, bits: int, at: Point) -> mpmath.mpf:
+    """More than the error of a computation with `bits` bits: half of them is left to cancellation."""
     with mpmath.workprec(bits):
-        terms = [abs(_evaluate(term)) for term in sympy.Add.make_args(value)]
+        terms = [abs(_evaluate(term, at)) for term in sympy.Add.make_args(value)]
         return mpmath.fsum(terms) * mpmath.ldexp(1, -bits // 2)
 
 

@@ -6,7 +6,7 @@ from .tokens import Unreadable
 
 MAX_BITS = 40_000  # of any integer that is computed
 MAX_ROOT = 64
-MAX_RADICAL_DEPTH = 6
+MAX_NESTING = 6  # of roots and functions
 MAX_CONSTANT_EXPONENT = 40  # of a constant that is no rational number
 MAX_POLYNOMIAL_DEGREE = 400  # of a power of a sum, which comparison will evaluate
 MAX_SYMBOL_EXPONENT = 10**4
@@ -42,7 +42,7 @@ def _check_numeric_power(base: sympy.Expr, exponent: sympy.Expr) -> None:
             raise Unreadable("a large power")
     elif size > MAX_CONSTANT_EXPONENT * (100 if base.is_Atom else 1):
         raise Unreadable("a large power")
-    if exponent.is_Rational and (exponent.q > MAX_ROOT or radical_depth(base) >= MAX_RADICAL_DEPTH):
+    if exponent.is_Rational and (exponent.q > MAX_ROOT or nesting(base) >= MAX_NESTING):
         raise Unreadable("a root of high degree")
 
 
@@ -54,10 +54,11 @@ def degree(value: sympy.Expr) -> int:
     return (sum(parts) if value.is_Mul else max(parts, default=0)) if parts else int(not value.is_Number)
 
 
-def radical_depth(value: sympy.Expr) -> int:
-    """How deep roots are nested."""
-    inside = max((radical_depth(part) for part in value.args), default=0)
-    return inside + int(value.is_Pow and value.exp.is_Rational and not value.exp.is_Integer)
+def nesting(value: sympy.Expr) -> int:
+    """How deep roots and functions are nested."""
+    inside = max((nesting(part) for part in value.args), default=0)
+    root = value.is_Pow and not value.exp.is_Integer
+    return inside + int(root or isinstance(value, sympy.Function))
 
 
 def factorial(value: sympy.Expr) -> sympy.Expr:

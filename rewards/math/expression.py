@@ -441,6 +441,8 @@ def _only(values: list[Value]) -> sympy.Expr:
 
 
 def _apply(name: str, values: list[Value], base: sympy.Expr | None) -> sympy.Expr:
+    if any(isinstance(value, sympy.Expr) and bounded.nesting(value) >= bounded.MAX_NESTING for value in values):
+        raise Unreadable("functions nested too deep")
     if name in ("ln", "log", "lg"):
         argument = _only(values)
         if argument.is_zero:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import sympy
 
-from .algebraic import NotNumeric, is_zero, numeric
+from .algebraic import NotNumeric, Point, clearly_nonzero, is_zero, numeric
 from .expression import DEGREE
 from .tokens import Unreadable
 
@@ -28,8 +28,6 @@ _NUMERIC_FUNCTIONS = (
     *_CIRCULAR, *_HYPERBOLIC, sympy.asin, sympy.acos, sympy.atan, sympy.acot, sympy.asec, sympy.acsc, sympy.asinh,
     sympy.acosh, sympy.atanh, sympy.log, sympy.Abs, sympy.exp,
 )  # fmt: skip
-
-Point = dict[sympy.Symbol, sympy.Rational]
 
 
 def equal_scalars(left: sympy.Expr, right: sympy.Expr) -> bool:
@@ -51,7 +49,7 @@ def _same(left: sympy.Expr, right: sympy.Expr) -> bool:
         raise Unreadable("too large to compare")
     difference = _without_opaque(difference)
     points = _points(difference)
-    if any(_clearly_nonzero(difference, point) for point in points):
+    if any(_refuted(difference, point) for point in points):
         return False
     kernels = _algebraic(difference)
     names = sorted(kernels.free_symbols, key=str)
@@ -59,15 +57,11 @@ def _same(left: sympy.Expr, right: sympy.Expr) -> bool:
         tests = points
     else:
         tests = _points(kernels)
-    return bool(tests) and all(is_zero(_at(kernels, point)) is True for point in tests)
+    return bool(tests) and all(is_zero(kernels.xreplace(point)) is True for point in tests)
 
 
 def _size(value: sympy.Expr) -> int:
     return sum(1 for _ in sympy.preorder_traversal(value))
-
-
-def _at(value: sympy.Expr, point: Point) -> sympy.Expr:
-    return value.xreplace(point)
 
 
 # -- points ----------------------------------------------------------------------------------------
@@ -110,17 +104,20 @@ def _defined(value: sympy.Expr, point: Point) -> bool | None:
             if not part.free_symbols:
                 continue
             if part.is_Pow and not part.exp.is_Integer and part.base.free_symbols or part.func is sympy.log:
-                argument = numeric(_at(part.args[0], point), 80)
+                argument = numeric(part.args[0], 80, point)
                 if argument.real <= 0 or abs(argument.imag) > 1e-12:
                     return False
-        result = numeric(_at(value, point), 80)
+        result = numeric(value, 80, point)
     except NotNumeric:
         return None
     return bool(abs(result.imag) < 1e-12) or value.has(sympy.I)
 
 
-def _clearly_nonzero(value: sympy.Expr, point: Point) -> bool:
-    return is_zero(_at(value, point)) is False
+def _refuted(value: sympy.Expr, point: Point) -> bool:
+    try:
+        return clearly_nonzero(value, point)
+    except NotNumeric:
+        return False
 
 
 # -- from transcendental to algebraic --------------------------------------------------------------

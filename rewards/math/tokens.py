@@ -124,7 +124,8 @@ def _tokens_of(match: re.Match[str], spaced: bool, grouped: bool) -> list[Token]
         return _numbers(match["number"], spaced, grouped)
     if match["prose"]:
         words = match["words"]  # \mathrm{~m} is a unit, \mathrm{e} a letter
-        return [Token("text", words.strip(), spaced) if words[:1] == " " else _prose(words.strip(), spaced)]
+        unit = words[:1] == " " and len(words.strip()) == 1
+        return [Token("text", words.strip(), spaced) if unit else _prose(words.strip(), spaced)]
     if match["edge"]:
         return [Token(match["edge"], match["environment"], spaced)]
     if match["numbers"]:
