@@ -1,4 +1,4 @@
-"""The answer verifier on rows of other verifiers, on random and hostile text, and on a megabyte of it."""
+"""The answer verifier on rows of other verifiers, on random text, and on a megabyte of it."""
 
 import json
 import time
@@ -61,21 +61,6 @@ def test_plain_numbers_of_the_shared_rows_are_recognised() -> None:
     assert len(rows) > 100
     missed = [(row["gold"], row["pred"]) for row in rows if not grade(row["pred"], row["gold"]).correct]
     assert missed == []
-
-
-@needs_rows
-def test_adversarial_rows_are_quick_and_never_raise() -> None:
-    lines = (ROWS / "adversarial.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(lines) > 50
-    for row in map(json.loads, lines):
-        start = time.perf_counter()
-        verdict = grade(row["pred"], row["gold"]).verdict
-        assert time.perf_counter() - start < 2.5, row["why"]
-        if row["expected"] is False:
-            assert verdict != "correct", row["why"]
-        if row["cat"] == "format" and row["expected"] and row["gold"] in ("73", "1234", "1234567", "0"):
-            # p+q = 70+3 = 73 needs arithmetic, which exact comparison leaves alone.
-            assert verdict == ("wrong" if "70+3" in row["pred"] else "correct"), row["why"]
 
 
 # -- properties ------------------------------------------------------------------------------------
