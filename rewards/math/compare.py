@@ -34,7 +34,15 @@ def equal_answers(answer: str, gold: str) -> bool:
         try:
             if equal_values(_parse(answer, grouped), _parse(gold, grouped)):
                 return True
-        except (Unreadable, ValueError, ArithmeticError, TypeError, AttributeError, NotImplementedError, RecursionError):
+        except (
+            Unreadable,
+            ValueError,
+            ArithmeticError,
+            TypeError,
+            AttributeError,
+            NotImplementedError,
+            RecursionError,
+        ):
             continue  # sympy raises these on odd expressions: not shown to be equal
     return False
 

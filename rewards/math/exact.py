@@ -1,7 +1,8 @@
 r"""Exact rational values of answers: integers, decimals, fractions, scientific notation.
 
 Numbers are compared as `fractions.Fraction`, never as floats and never with a tolerance: 73.00000001 is not
-73. Only a long decimal may stand for the value it is rounded from (`rounds_to`), and a percent sign is a unit (28\% equals 28, not 0.28).
+73. Only a long decimal may stand for the value it is rounded from (`rounds_to`),
+and a percent sign is a unit (28\% equals 28, not 0.28).
 Nothing is evaluated: `2^{10}`, `\sqrt{4}` or `3+4` are not numbers here. Sizes are bounded, so that
 `10^999999999` is refused instead of built.
 """
@@ -97,9 +98,7 @@ def rounds_to(answer: str, a: Fraction, gold: str, g: Fraction) -> bool:
         digits = MIN_PLACES
     else:
         digits = FLOAT_DIGITS
-    return (
-        answer_places >= MIN_PLACES and _significant(a, answer_places) >= digits and _rounded(g, answer_places) == a
-    )
+    return answer_places >= MIN_PLACES and _significant(a, answer_places) >= digits and _rounded(g, answer_places) == a
 
 
 def _decimal_places(text: str) -> int:

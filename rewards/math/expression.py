@@ -246,7 +246,9 @@ class Expression:
         if value.is_Integer and self.sees("frac"):
             start = self.at
             fraction = scalar(self.atom())
-            plain = all(part.kind in ("number", "command") or part.text in "{}" for part in self.tokens[start : self.at])
+            plain = all(
+                part.kind in ("number", "command") or part.text in "{}" for part in self.tokens[start : self.at]
+            )
             if plain and fraction.is_Rational and 0 < fraction < 1:
                 return value + fraction
             self.at = start

@@ -202,10 +202,8 @@ _CLOSING_LINE = re.compile(
 
 def _closing_line(text: str, after: int) -> str | None:
     """The formula in the last "final answer is $...$" that stands after the last box."""
-    last = None
-    for last in _CLOSING_LINE.finditer(text, after):
-        pass
-    return (last["dollar"] or last["round"]) if last else None
+    found = list(_CLOSING_LINE.finditer(text, after))
+    return (found[-1]["dollar"] or found[-1]["round"]) if found else None
 
 
 # What has no words but those of mathematics. \text{} may hold any.

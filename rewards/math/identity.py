@@ -130,7 +130,8 @@ def _without_opaque(value: sympy.Expr) -> sympy.Expr:
     parts = {
         part
         for part in sympy.preorder_traversal(value)
-        if isinstance(part, sympy.Function) and not isinstance(part, _NUMERIC_FUNCTIONS)
+        if isinstance(part, sympy.Function)
+        and not isinstance(part, _NUMERIC_FUNCTIONS)
         or isinstance(part, sympy.Max | sympy.Min)
     }
     ordered = sorted(parts, key=lambda part: (-_size(part), str(part)))

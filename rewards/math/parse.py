@@ -27,7 +27,13 @@ def _values(tokens: list[Token], depth: int) -> Value:
     """One value or several, as they stand at top level or inside brackets."""
     if depth > MAX_DEPTH:
         raise Unreadable("too deep")
-    if len(tokens) > 1 and opens(tokens[0]) and closes(tokens[-1]) and tokens[0].kind != "begin" and _one_bracket(tokens):
+    if (
+        len(tokens) > 1
+        and opens(tokens[0])
+        and closes(tokens[-1])
+        and tokens[0].kind != "begin"
+        and _one_bracket(tokens)
+    ):
         return _bracket(tokens, depth)
     groups = split(tokens, ";")
     if len(groups) > 1:
@@ -138,7 +144,10 @@ def _without_units(tokens: list[Token]) -> list[Token]:
 
 def _unit_power(tokens: list[Token], end: int) -> bool:
     return (
-        end > 2 and tokens[end - 1].text in ("2", "3") and tokens[end - 2].text == "^" and tokens[end - 3].kind == "text"
+        end > 2
+        and tokens[end - 1].text in ("2", "3")
+        and tokens[end - 2].text == "^"
+        and tokens[end - 3].kind == "text"
     )
 
 
@@ -270,7 +279,9 @@ def as_region(value: Value | None) -> sympy.Set | None:
     if isinstance(value, Region):
         return value.numbers
     if isinstance(value, Braces):
-        items = [item for braced in value.items for item in (braced.items if isinstance(braced, Listing) else (braced,))]
+        items = [
+            item for braced in value.items for item in (braced.items if isinstance(braced, Listing) else (braced,))
+        ]
         return sympy.FiniteSet(*items) if all(isinstance(item, sympy.Expr) for item in items) else None
     if isinstance(value, Bracketed):
         ends = interval_ends(value)

@@ -127,5 +127,3 @@ def _half_line(operator: str, bound: sympy.Expr) -> sympy.Set | None:
 
 _MIRRORED = {"<": ">", ">": "<", "le": "ge", "ge": "le", "ne": "ne"}
 _CONDITIONS = {"<": sympy.Lt, ">": sympy.Gt, "le": sympy.Le, "ge": sympy.Ge, "ne": sympy.Ne}
-
-

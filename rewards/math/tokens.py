@@ -64,11 +64,13 @@ _IGNORED = re.compile(
 )
 # JSON and Python escapes double the backslash of a command. `\\` is otherwise the end of a matrix row.
 _DOUBLED = re.compile(
-    r"(?<!\\)\\\\(?=(?:[dtc]?frac|sqrt|left|right|text(?:bf|rm|it)?|mathrm|boxed|pi|leq?|geq?|neq?|infty|cup|in|pm|cdot|times"
-    r"|begin|end|circ|sin|cos|tan|log|ln|quad|theta|alpha|beta|\{|,|!|;)(?![a-z]))"
+    r"(?<!\\)\\\\(?=(?:[dtc]?frac|sqrt|left|right|text(?:bf|rm|it)?|mathrm|boxed|pi|leq?|geq?|neq?|infty|cup|in|pm|cdot"
+    r"|times|begin|end|circ|sin|cos|tan|log|ln|quad|theta|alpha|beta|\{|,|!|;)(?![a-z]))"
 )
 _SEPARATOR = re.compile(r",\\!\s?|\s?\{\s?,\s?\}\s?")  # 11,\! 100 and 14{,}916
-_STYLE = re.compile(r"\\(?:mathbf|boldsymbol|mathit|mathcal|mathsf|vec|hat|bar|overline|underline|widehat|tilde)\s*\{([^{}]*)\}")
+_STYLE = re.compile(
+    r"\\(?:mathbf|boldsymbol|mathit|mathcal|mathsf|vec|hat|bar|overline|underline|widehat|tilde)\s*\{([^{}]*)\}"
+)
 _TOKEN = re.compile(
     rf"""(?P<blank>\s+)
     | (?P<prose>{TEXT_COMMAND}(?P<words>[^{{}}]*)\}}(?:\s*\^\s*(?:[23]|\{{[23]\}}))?)
@@ -88,7 +90,9 @@ _GROUPED = re.compile(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 
 
 # 0.1\overline{6}: digits before the period, then the period.
-_PERIODIC = re.compile(r"(?P<whole>[0-9]{0,40})\.(?P<head>[0-9]{0,40})\\(?:overline|bar|dot)\s*\{(?P<period>[0-9]{1,40})\}")
+_PERIODIC = re.compile(
+    r"(?P<whole>[0-9]{0,40})\.(?P<head>[0-9]{0,40})\\(?:overline|bar|dot)\s*\{(?P<period>[0-9]{1,40})\}"
+)
 
 
 def tokenize(text: str, *, grouped: bool = True) -> list[Token]:
@@ -125,7 +129,7 @@ def _tokens_of(match: re.Match[str], spaced: bool, grouped: bool) -> list[Token]
     if match["prose"]:
         words = match["words"]  # \mathrm{~m} is a unit, \mathrm{e} a letter
         unit = words[:1] == " " and len(words.strip()) == 1
-        return [Token("text", words.strip(), spaced) if unit else _prose(words.strip(), spaced)]
+        return [Token("text", words.strip(), spaced) if unit else _prose(words.strip(" ,"), spaced)]
     if match["edge"]:
         return [Token(match["edge"], match["environment"], spaced)]
     if match["numbers"]:
