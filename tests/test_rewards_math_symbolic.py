@@ -176,7 +176,7 @@ EQUAL = {
         ("19, 46, and 82", r"19, 46, \text{ and } 82"),
         ("a_3=2, a_{37}=19", r"a_{37}=19, \quad a_3=2"),
         (r"\boxed{2}, \boxed{3}", "2,3"),
-        (r"\boxed{1} papers and \boxed{2} bins", "1,2"),
+        (r"\boxed{1} papers and \boxed{2}", "1,2"),
         ("(0;0;1)", "(0,0,1)"),
         (r"\text{red}, \text{blue}", r"\text{blue}, \text{red}"),
         ("1; 2; 3", "1, 2, 3"),
@@ -309,6 +309,8 @@ UNEQUAL = {
     ],
     "assignments": [
         ("74 = 73", "73"),
+        (r"72 + \boxed{73}", "73"),
+        (r"\boxed{72}+1", "73"),
         ("73 = 74", "73"),
         ("x = 74 = 73", "73"),
         ("2x = 73", "73"),

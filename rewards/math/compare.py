@@ -156,7 +156,7 @@ def _equal_sets(answer: list[Value], gold: list[Value]) -> bool:
         return all(equal_values(by_name[name], gold_by_name[name]) for name in gold_by_name)
     values, golds = _valued(answer), _valued(gold)
     if all(isinstance(value, sympy.Expr) and value.is_number for value in (*values, *golds)):
-        return _equal_sequences(_sorted_numbers(values), _sorted_numbers(golds))  # type: ignore[arg-type]
+        return _equal_sequences(_sorted_numbers(values), _sorted_numbers(golds))
     return _covers(values, golds) and _covers(golds, values)
 
 

@@ -421,13 +421,14 @@ def add(left: Value, right: Value, negative: bool) -> Value:
 
 def multiply(left: Value, right: Value) -> Value:
     """The product of scalars and matrices."""
-    matrices = isinstance(left, sympy.MatrixBase), isinstance(right, sympy.MatrixBase)
-    if all(matrices):
-        if left.shape[1] != right.shape[0]:  # type: ignore[union-attr]
+    if isinstance(left, sympy.MatrixBase) and isinstance(right, sympy.MatrixBase):
+        if left.shape[1] != right.shape[0]:
             raise Unreadable("shapes differ")
         return left * right
-    if any(matrices):
-        return (scalar(left) * right) if matrices[1] else (left * scalar(right))
+    if isinstance(left, sympy.MatrixBase):
+        return left * scalar(right)
+    if isinstance(right, sympy.MatrixBase):
+        return scalar(left) * right
     return bounded.product(scalar(left), scalar(right))
 
 

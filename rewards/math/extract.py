@@ -44,7 +44,7 @@ def extract_answer(response: str, *, mode: Mode = "any") -> str | None:
     elif mode == "any":
         found = _after_phrase(text)
         if found is None:
-            found = text if _is_bare(text) else _last_mathematics(text)
+            found = _without_marks(text) if _is_bare(text) else _last_mathematics(text)
     return (found or "").strip() or None
 
 
@@ -163,9 +163,12 @@ def _joined(gap: str) -> bool:
 
 
 def box_contents(text: str) -> list[str]:
-    """What the complete boxes of a text hold, outermost ones only."""
-    marks, _ = _scan(text)
-    return [text[mark.inner : mark.inner_end] for mark in _outermost(marks) if not mark.is_tag]
+    """What the boxes hold in a text that begins and ends with one; [] for other texts, such as `72 + \\boxed{73}`."""
+    text = text.strip(" $")
+    boxes = _outermost(_scan(text)[0])
+    if not boxes or boxes[0].start > 0 or boxes[-1].end < len(text):
+        return []
+    return [text[box.inner : box.inner_end] for box in boxes]
 
 
 # -- prose -----------------------------------------------------------------------------------------
@@ -212,7 +215,7 @@ _KNOWN = re.compile(
     r"(?<![A-Za-z])(?:sqrt|a?(?:sin|cos|tan)|cot|sec|csc|ln|log|exp|pi|and|abs|binom|floor|ceil|max|min|gcd|lcm|mod)"
     r"(?![a-z])|(?<=[0-9)}\]])or(?![a-z])"
 )
-_WORDS = re.compile(r"[^\W\d_]{3,}")
+_LONG_WORD = re.compile(r"[^\W\d_]{3,}")
 _ONE_WORD = re.compile(r"[^\W\d_]{1,20}")
 _MAX_BARE = 300
 
@@ -224,7 +227,7 @@ def _is_bare(text: str) -> bool:
         return False
     if "\n" in text and not (text.startswith(r"\begin{") and text.count(r"\begin{") == 1):
         return False
-    return bool(_ONE_WORD.fullmatch(text)) or not _WORDS.search(_KNOWN.sub(" ", _COMMANDS.sub(" ", text)))
+    return bool(_ONE_WORD.fullmatch(text)) or not _LONG_WORD.search(_KNOWN.sub(" ", _COMMANDS.sub(" ", text)))
 
 
 # A formula in text does not span lines: marks that stand on lines of their own are no pair.
@@ -234,6 +237,14 @@ _FORMULA = re.compile(
     r"|(?P<split>\$[ \t]{0,9}\n[^$]{1,300}\n[ \t]{0,9}\$|\\\([ \t]{0,9}\n.{1,300}?\n[ \t]{0,9}\\\))",
     re.DOTALL,
 )
+
+
+def _without_marks(text: str) -> str:
+    """A text that is one formula between delimiters, without them."""
+    formula = _FORMULA.fullmatch(text.strip())
+    return formula[formula.lastgroup or 0] if formula else text
+
+
 _TAIL = 4_000  # of a response without any other mark, where its last formula is looked for
 
 

@@ -75,13 +75,14 @@ def _unknown(relation: Relation) -> sympy.Expr | None:
 def _solved(relation: Relation) -> sympy.Set | None:
     if not INEQUALITIES.issuperset(relation.operators):
         return None
-    if not all(isinstance(side, sympy.Expr) for side in relation.sides):
+    expressions = [side for side in relation.sides if isinstance(side, sympy.Expr)]
+    if len(expressions) < len(relation.sides):
         return None
     unknown = _unknown(relation)
     if unknown is None:
         return None
     variable = sympy.Symbol("unknown", real=True)
-    sides = [side.xreplace({unknown: variable}) for side in relation.sides]
+    sides = [side.xreplace({unknown: variable}) for side in expressions]
     regions = [
         _solve(left, operator, right, variable)
         for left, operator, right in zip(sides, relation.operators, sides[1:], strict=False)
