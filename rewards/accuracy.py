@@ -2,7 +2,8 @@
 
     r = `correct` (1.0) if the final answer equals the gold answer, else `wrong` (0.0)
 
-`math` compares as `rewards.math.grade` does; `integer` accepts only exact integers.
+`math` compares as `rewards.math.grade` does; `integer` accepts only exact integers and needs no worker process.
+A comparison that exceeded its limits (verdict "timeout") is paid like a wrong answer, but counted apart.
 None: the sample has no gold answer of this kind (missing or blank; for `integer`, not an integer), so a
 mixture of kinds can be scored by several rewards.
 """
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 from .math.exact import parse_number
 from .math.extract import Mode
-from .math.grade import Verdict, grade, grade_many
+from .math.grade import Verdict, final_answer, grade_many
 from .messages import Completion, completion_text
 
 
@@ -54,7 +55,7 @@ def math_reward(
     wrong: float = 0.0,
     prefill: str = "",
 ) -> list[float | None]:
-    r"""`correct` or `wrong` per completion; mode "boxed" wants `\boxed{}` or `<answer>`."""
+    r"""`correct` or `wrong` (also for a timeout) per completion; mode "boxed" wants `\boxed{}` or `<answer>`."""
     judged = verdicts(completions, answer, mode=mode, prefill=prefill)
     return _scores(judged, correct, wrong)
 
@@ -81,13 +82,14 @@ def _gold(value: object) -> str:
 
 
 def _integer_verdict(response: str, gold: str, mode: Mode) -> Verdict | None:
-    number = parse_number(gold)
-    if number is None or number.denominator != 1:
+    expected = parse_number(gold)
+    if expected is None or expected.denominator != 1:
         return None
-    judged = grade(response, gold, mode=mode)
-    if judged.extracted is None or parse_number(judged.extracted) is None:
+    answer = final_answer(response, mode=mode)
+    stated = None if answer is None else parse_number(answer)
+    if stated is None:
         return "unparsed"
-    return judged.verdict
+    return "correct" if stated == expected else "wrong"
 
 
 def _scores(judged: Sequence[Verdict | None], correct: float, wrong: float) -> list[float | None]:

@@ -1,11 +1,13 @@
 r"""Exact rational values of answers: integers, decimals, fractions, scientific notation.
 
-Numbers are compared as `fractions.Fraction`, never as floats and never with a tolerance:
-73.00000001 is not 73, and a percent sign is a unit (28\% equals 28, not 0.28).
+Numbers are compared as `fractions.Fraction`, never as floats and never with a tolerance: 73.00000001 is not
+73. Only a long decimal may stand for the value it is rounded from (`rounds_to`),
+and a percent sign is a unit (28\% equals 28, not 0.28).
 Nothing is evaluated: `2^{10}`, `\sqrt{4}` or `3+4` are not numbers here. Sizes are bounded, so that
 `10^999999999` is refused instead of built.
 """
 
+import math
 import re
 from fractions import Fraction
 
@@ -15,6 +17,8 @@ from .units import CURRENCY, only_units
 MAX_CHARS = 10_000
 MAX_DIGITS = 4_000  # below CPython's 4,300-digit limit of int(str)
 MAX_EXPONENT = 4_000
+MIN_PLACES = 6  # of a decimal that may be a rounded value
+FLOAT_DIGITS = 12  # of a decimal that may stand for an exact gold
 
 # Digits in groups of three split by commas or by blanks, or ungrouped; then an optional fraction part.
 _UNSIGNED = (
@@ -35,6 +39,7 @@ _SCIENTIFIC = re.compile(
 )
 _E_NOTATION = re.compile(rf"(?P<m>{_UNSIGNED})[eE](?P<e>[-+]?[0-9]+)(?![0-9])")
 _PLAIN = re.compile(_UNSIGNED)
+_DECIMAL = re.compile(r"\.([0-9]+)[^0-9.]*$")
 
 # The left side of `m+n = 73`: a name or a sum of names, without coefficients.
 _NAME = re.compile(
@@ -65,15 +70,50 @@ def parse_number(text: str, *, decimal_comma: bool = False) -> Fraction | None:
 
 
 def exactly_equal(answer: str, gold: str) -> bool | None:
-    """Exact comparison; None where neither side is a number, so that another comparison must decide."""
+    """Comparison of two numbers; None unless both sides are numbers, so that another comparison must decide."""
     a, g = parse_number(answer), parse_number(gold)
-    if a is None and g is None:
-        return None
     if a is None and g is not None:
         a = _continental(answer, g)
     elif g is None and a is not None:
         g = _continental(gold, a)
-    return a is not None and a == g
+    if a is None or g is None:
+        return None
+    return a == g or rounds_to(answer, a, gold, g)
+
+
+def rounds_to(answer: str, a: Fraction, gold: str, g: Fraction) -> bool:
+    """Is one of two fractional values the other, correctly rounded to the many places that it is written with?
+
+    A decimal gold with MIN_PLACES places and significant digits is itself a rounded value: an answer that
+    rounds to it, or is it rounded to as many, is right. An exact gold (1/12) takes only what a calculator
+    prints: FLOAT_DIGITS significant digits. Integers and shorter decimals are exact, and no rounding ends
+    in an integer.
+    """
+    if a.denominator == 1 or g.denominator == 1:
+        return False
+    gold_places, answer_places = _decimal_places(gold), _decimal_places(answer)
+    if gold_places >= MIN_PLACES and _significant(g, gold_places) >= MIN_PLACES:
+        if _rounded(a, gold_places) == g:
+            return True
+        digits = MIN_PLACES
+    else:
+        digits = FLOAT_DIGITS
+    return answer_places >= MIN_PLACES and _significant(a, answer_places) >= digits and _rounded(g, answer_places) == a
+
+
+def _decimal_places(text: str) -> int:
+    """Digits after the point, without trailing zeros, of an answer that is one decimal; 0 otherwise."""
+    match = _DECIMAL.search(tidy(text))
+    return len(match[1].rstrip("0")) if match else 0
+
+
+def _significant(value: Fraction, places: int) -> int:
+    return len(str(abs(int(value * 10**places))))
+
+
+def _rounded(value: Fraction, places: int) -> Fraction:
+    scale: int = 10**places
+    return Fraction(math.floor(abs(value) * scale + Fraction(1, 2)) * (1 if value >= 0 else -1), scale)
 
 
 def _continental(text: str, other: Fraction) -> Fraction | None:

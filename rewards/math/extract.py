@@ -7,8 +7,11 @@ Rules, in order:
    empty or unfinished means no answer: earlier boxes are not consulted.
 3. Boxes joined by "or", "and" or a comma are one answer with several values: the whole stretch is returned,
    which equals no single value. They are not merged into a set.
-4. Mode "any" falls back, only if there is no box and no tag at all, to the last explicit final-answer
-   phrase, then to the mathematical expression around the last number. Mode "boxed" does not.
+4. Mode "any" also knows the closing line "The final answer is $73$", which counts as a box does: the last of
+   both is the answer. Only without box, tag and closing line it falls back: to the last explicit final-answer
+   phrase; to the whole response if that is nothing but an expression or a word; to the last formula between
+   math delimiters or the expression around the last number, whichever comes later. Formulas joined by "or",
+   "and" or a comma are one answer. Mode "boxed" has no fallback.
 
 Every pass is linear in the length of the response.
 """
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .exact import parse_number
+from .latex import TEXT_COMMAND
 from .units import VALUE_WORDS
 
 Mode = Literal["any", "boxed"]
@@ -31,15 +35,30 @@ def extract_answer(response: str, *, mode: Mode = "any") -> str | None:
     if text is None:
         return None
     marks, unfinished = _scan(text)
-    if marks or unfinished:
+    found: str | None = None
+    closing = _closing_line(text, after=marks[-1].end) if marks and not unfinished and mode == "any" else None
+    if closing is not None:
+        found = closing
+    elif marks or unfinished:
         found = _last_mark(text, marks, unfinished)
     elif mode == "any":
         found = _after_phrase(text)
         if found is None:
-            found = _last_expression(text)
-    else:
-        found = None
+            found = _without_marks(text) if _is_bare(text) else _last_mathematics(text)
     return (found or "").strip() or None
+
+
+def gold_answer(gold: str) -> str:
+    r"""The bare answer of a gold, which may be boxed or a whole worked solution.
+
+    A gold does not hedge: an unfinished box, and the phrase "answer is", are taken at their word.
+    """
+    marks, unfinished = _scan(gold)
+    if marks and not unfinished:
+        return _last_mark(gold, marks, []) or gold
+    if unfinished:
+        return gold[gold.index("{", unfinished[-1]) + 1 :] if gold[unfinished[-1]] == "\\" else gold
+    return _after_phrase(gold) or gold
 
 
 def answer_text(response: str) -> str | None:
@@ -59,7 +78,8 @@ _TOKEN = re.compile(
 )
 _MAX_NESTING = 8
 _MAX_GAP = 40
-_GLUE = re.compile(r"(?:\s|\$|\\[()\[\],;! ]|\\q?quad|[,;/|&])*")
+_GLUE = re.compile(r"(?:\s|\$|\\[()\[\],;! ]|\\q?quad|[,;/|&+])*")
+_NEXT_NAME = re.compile(r"[A-Za-z](?:_\{?[0-9a-z]\}?)?(?:\([a-z]\))?\s*=\s*$")  # and y = \boxed{..}
 _CONNECTOR = re.compile(r"\b(?:or|and|alternatively|maybe|possibly)\b|[或和]")
 
 
@@ -134,11 +154,21 @@ def _outermost(marks: list[_Mark]) -> list[_Mark]:
 
 def _joined(gap: str) -> bool:
     """Do two boxes with this text between them offer two values, as in `\\boxed{1} or \\boxed{2}`?"""
+    gap = _NEXT_NAME.sub("", gap)
     if len(gap) > _MAX_GAP or re.search(r"[.!?:=]", gap):
         return False
     if _CONNECTOR.search(gap):
         return True
-    return _GLUE.fullmatch(gap) is not None and ("\n" not in gap or any(c in gap for c in ",;/|&"))
+    return _GLUE.fullmatch(gap) is not None and ("\n" not in gap or any(c in gap for c in ",;/|&+"))
+
+
+def box_contents(text: str) -> list[str]:
+    """What the boxes hold in a text that begins and ends with one; [] for other texts, such as `72 + \\boxed{73}`."""
+    text = text.strip(" $")
+    boxes = _outermost(_scan(text)[0])
+    if not boxes or boxes[0].start > 0 or boxes[-1].end < len(text):
+        return []
+    return [text[box.inner : box.inner_end] for box in boxes]
 
 
 # -- prose -----------------------------------------------------------------------------------------
@@ -167,6 +197,71 @@ _EXPRESSION = re.compile(
 _LEFTOVER = re.compile(r"^(?:[\s,*_)}\]~]|\\[,;: ]|(?:and|or|to)\b)+|[\s,*_({\[~]+$")
 
 
+# The last line that few-shot prompts of Minerva's kind ask for.
+_CLOSING_LINE = re.compile(
+    r"\bfinal answer is:?\s*(?:\$(?P<dollar>[^$\n]{1,300})\$|\\\((?P<round>[^\n]{1,300}?)\\\))", re.IGNORECASE
+)
+
+
+def _closing_line(text: str, after: int) -> str | None:
+    """The formula in the last "final answer is $...$" that stands after the last box."""
+    found = list(_CLOSING_LINE.finditer(text, after))
+    return (found[-1]["dollar"] or found[-1]["round"]) if found else None
+
+
+# What has no words but those of mathematics. \text{} may hold any.
+_COMMANDS = re.compile(TEXT_COMMAND + r"[^{}]*\}|\\(?:begin|end)\{[a-z]+\}(?:\{[clr|]+\})?|\\[A-Za-z]+")
+_KNOWN = re.compile(
+    r"(?<![A-Za-z])(?:sqrt|a?(?:sin|cos|tan)|cot|sec|csc|ln|log|exp|pi|and|abs|binom|floor|ceil|max|min|gcd|lcm|mod)"
+    r"(?![a-z])|(?<=[0-9)}\]])or(?![a-z])"
+)
+_LONG_WORD = re.compile(r"[^\W\d_]{3,}")
+_ONE_WORD = re.compile(r"[^\W\d_]{1,20}")
+_MAX_BARE = 300
+
+
+def _is_bare(text: str) -> bool:
+    """Is the response nothing but one expression, list or word?"""
+    text = text.strip()
+    if not text or len(text) > _MAX_BARE or "$" in text[1:-1].strip("$") or "\\(" in text[2:] or "\\[" in text[2:]:
+        return False
+    if "\n" in text and not (text.startswith(r"\begin{") and text.count(r"\begin{") == 1):
+        return False
+    return bool(_ONE_WORD.fullmatch(text)) or not _LONG_WORD.search(_KNOWN.sub(" ", _COMMANDS.sub(" ", text)))
+
+
+# A formula in text does not span lines: marks that stand on lines of their own are no pair.
+_FORMULA = re.compile(
+    r"\$\$(?P<display>[^$]{1,2000})\$\$|(?<!\\)\$(?P<inline>[^$\n]{1,1000})\$"
+    r"|\\\[(?P<square>.{1,2000}?)\\\]|\\\((?P<round>[^\n]{1,1000}?)\\\)"
+    r"|(?P<split>\$[ \t]{0,9}\n[^$]{1,300}\n[ \t]{0,9}\$|\\\([ \t]{0,9}\n.{1,300}?\n[ \t]{0,9}\\\))",
+    re.DOTALL,
+)
+
+
+def _without_marks(text: str) -> str:
+    """A text that is one formula between delimiters, without them."""
+    formula = _FORMULA.fullmatch(text.strip())
+    return formula[formula.lastgroup or 0] if formula else text
+
+
+_TAIL = 4_000  # of a response without any other mark, where its last formula is looked for
+
+
+def _last_mathematics(text: str) -> str | None:
+    """The last formula between delimiters, or the expression around the last number if that comes later."""
+    formulas = list(_FORMULA.finditer(text, max(0, len(text) - _TAIL)))
+    last_digit = max(text.rfind(digit) for digit in "0123456789")
+    if not formulas or last_digit >= formulas[-1].end():
+        return _last_expression(text)
+    first = len(formulas) - 1
+    while first and _joined(text[formulas[first - 1].end() : formulas[first].start()]):
+        first -= 1
+    if first < len(formulas) - 1:
+        return text[formulas[first].start() : formulas[-1].end()]
+    return None if formulas[-1]["split"] else formulas[-1][formulas[-1].lastgroup or 0]
+
+
 def _after_phrase(text: str) -> str | None:
     """What follows the last "answer is", "Answer:", "####" in its sentence; None without such a phrase."""
     ends = [phrase.end() for phrase in _PHRASE.finditer(text)]
@@ -175,7 +270,7 @@ def _after_phrase(text: str) -> str | None:
     sentence = _SENTENCE.match(text, ends[-1])
     found = sentence[0] if sentence else ""
     if _PROSE.search(found) and parse_number(found) is None:
-        return _last_expression(found) or found
+        return _last_mathematics(found) or found
     return found
 
 

@@ -14,7 +14,8 @@ _UNICODE = str.maketrans(
 _TEXT = r"\\(?:text(?:bf|it|rm|tt|sf|normal)?|math(?:rm|bf|it|sf|tt)|mbox|hbox|operatorname)"
 TEXT_COMMAND = _TEXT + r"\s*\{"
 
-_THIN_GROUP = re.compile(r",\\!\s*")  # 11,\! 111: the blank belongs to the separator
+# 11,\! 111 and 14{,}916: the blanks belong to the separator.
+_THIN_GROUP = re.compile(r",\\!\s*|\s?\{\s?,\s?\}\s?")
 _SIZING = re.compile(r"\\(?:left|right|displaystyle|textstyle|limits)(?![A-Za-z])|\\!|\\noindent\b")
 _SPACE = re.compile(r"\\(?:quad|qquad|thinspace|enspace)(?![A-Za-z])|\\[,;:> ]|~")
 _MATH_MARK = re.compile(r"\\?\$|\\[()\[\]]")
@@ -32,7 +33,7 @@ def tidy(text: str) -> str:
     `$` marks (delimiter or currency) become two blanks, so that `$1$ $000$` does not read as the
     grouped number `1 000`.
     """
-    text = _THIN_GROUP.sub(",", text.translate(_UNICODE)).replace("{,}", ",")
+    text = _THIN_GROUP.sub(",", text.translate(_UNICODE))
     text = _SPACE.sub(" ", _MATH_MARK.sub("  ", text))
     text = _FRACTION_STYLE.sub(r"\\frac", _SIZING.sub("", text))
     return text.strip(" \t\r\n*`").rstrip(" \t\r\n*`.,;:\\")

@@ -42,6 +42,11 @@ _DOUBT_WORDS = frozenset(
 _NOT_UNITS = VALUE_WORDS | _DOUBT_WORDS
 
 
+def changes_value(words: str) -> bool:
+    """Do these words after a number make it another number, offer a second one, or take it back?"""
+    return not _NOT_UNITS.isdisjoint(re.findall(r"[a-z]+", words.lower()))
+
+
 def only_units(rest: str) -> bool:
     """True if `rest`, the tidied text after a number, leaves the number's value unchanged."""
     position = 0
@@ -49,8 +54,7 @@ def only_units(rest: str) -> bool:
         piece = _PIECE.match(rest, position)
         if piece is None:
             break
-        words = (piece["text"] or piece["word"] or "").lower()
-        if not _NOT_UNITS.isdisjoint(re.findall(r"[a-z]+", words)):
+        if changes_value(piece["text"] or piece["word"] or ""):
             return False
         position = piece.end()
     return not rest[position:].strip()
