@@ -1,0 +1,46 @@
+"""The child that runs a program as a script, with its standard streams on the parent's files and pipes."""
+
+import fcntl
+import io
+import os
+import sys
+import types
+from collections.abc import Callable
+
+
+def prepare(fds: list[int]) -> Callable[[], None]:
+    """fds: program, stdin, stdout, stderr."""
+    source = read_all(fds[0])
+    take_over(fds[1:])
+    open_streams()
+    return lambda: _run(source)
+
+
+def _run(source: bytes) -> None:
+    module = types.ModuleType("__main__")
+    module.__file__ = "program.py"
+    sys.modules["__main__"] = module
+    exec(compile(source, "program.py", "exec"), module.__dict__)
+
+
+def read_all(fd: int) -> bytes:
+    os.lseek(fd, 0, os.SEEK_SET)
+    with open(fd, "rb") as file:
+        return file.read()
+
+
+def take_over(fds: list[int]) -> None:
+    """`fds` become 0, 1, 2, ...; every other descriptor is closed."""
+    # Numbers below len(fds) may be among the sources, so all move out of the way first.
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, len(fds)) for fd in fds]
+    for number, fd in enumerate(moved):
+        os.dup2(fd, number)
+    os.closerange(len(fds), 65536)
+
+
+def open_streams() -> None:
+    """Python's standard streams anew: those of the forked interpreter belong to other files."""
+    options = {"encoding": "utf-8", "closefd": False}
+    sys.stdin = sys.__stdin__ = io.open(0, "r", errors="surrogateescape", **options)  # type: ignore[call-overload, misc]
+    sys.stdout = sys.__stdout__ = io.open(1, "w", errors="surrogateescape", **options)  # type: ignore[call-overload, misc]
+    sys.stderr = sys.__stderr__ = io.open(2, "w", errors="backslashreplace", **options)  # type: ignore[call-overload, misc]
