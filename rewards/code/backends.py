@@ -4,14 +4,16 @@ import json
 import os
 import shutil
 import site
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from .jail import seccomp
+from .jail.namespaces import SCRATCH
+from .launcher import Launcher
 from .limits import Limits
 
 Local = Literal["bubblewrap", "namespaces", "none"]
@@ -19,7 +21,6 @@ SANDBOXES = ("auto", *get_args(Local))
 
 _CODE = str(Path(__file__).parent)
 _ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"}
-_SCRATCH = "/tmp"
 # Isolated as by -I, but for the hash seed: rewards must not depend on it.
 _FLAGS = ("-P", "-s", "-S", "-B", "-X", "utf8")
 _START = "import sys; sys.path.insert(0, {code!r}); from jail.main import main; main()"
@@ -27,15 +28,6 @@ _START = "import sys; sys.path.insert(0, {code!r}); from jail.main import main; 
 
 class SandboxUnavailable(RuntimeError):
     """No sandbox of the wanted kind can run on this machine; the message says what would help."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How to start one sandbox. `private_scratch`: its scratch folder goes with it."""
-
-    command: list[str]
-    environment: dict[str, str]
-    private_scratch: bool
 
 
 def check_name(sandbox: str) -> None:
@@ -62,39 +54,58 @@ def candidates(sandbox: str) -> list[Local]:
     return [*installed, "namespaces"]
 
 
-def launch(kind: Local, control: int, limits: Limits, scratch: str, *, site_packages: bool) -> Launch:
-    """The command for one sandbox. scratch: a folder of this machine's, for "none" only."""
-    python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+def start(
+    kind: Local, control: int, limits: Limits, scratch: str, *, site_packages: bool
+) -> subprocess.Popen[bytes] | None:
+    """Start one sandbox whose descriptor to us is `control`; scratch: a folder of this machine, for "none" only.
+
+    Returns the process that must be waited for, if it is ours. Raises OSError or SandboxUnavailable.
+    """
     packages = _site_packages() if site_packages else []
-    inside = scratch if kind == "none" else _SCRATCH
-    code = "/jail" if kind == "bubblewrap" else _CODE
+    inside = scratch if kind == "none" else SCRATCH
     config: dict[str, Any] = {
-        "control": control,
-        "mode": {"bubblewrap": "inside"}.get(kind, kind),
-        "code": code,
+        "mode": "inside" if kind == "bubblewrap" else kind,
         "readable": _readable(packages),
         "scratch": inside,
         "packages": packages,
+        "environment": {**_ENVIRONMENT, "HOME": inside, "TMPDIR": inside},
         "limits": {
             "memory_mb": int(limits.memory_mb),
             "max_file_mb": int(limits.max_file_mb),
             "max_processes": int(limits.max_processes),
         },
     }
-    command = [python, *_FLAGS, "-c", _START.format(code=code), json.dumps(config)]
-    if kind == "bubblewrap":
-        command = [*_bubblewrap(packages, limits), "--", *command]
-    environment = {**_ENVIRONMENT, "HOME": inside, "TMPDIR": inside}
-    return Launch(command, environment, private_scratch=kind != "none")
+    if kind != "bubblewrap":
+        _launcher.fork(config, control)
+        return None
+    command = [*_bubblewrap(config), "--", *_python("/jail"), json.dumps({**config, "control": control})]
+    return subprocess.Popen(
+        command,
+        env=_ENVIRONMENT,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        pass_fds=[control],
+        start_new_session=True,
+    )
 
 
-def _bubblewrap(packages: Sequence[str], limits: Limits) -> list[str]:
+def _python(code: str) -> list[str]:
+    executable = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+    return [executable, *_FLAGS, "-c", _START.format(code=code)]
+
+
+_launcher = Launcher(_python(_CODE), _ENVIRONMENT)
+
+
+def _bubblewrap(config: dict[str, Any]) -> list[str]:
     bwrap = shutil.which("bwrap")
     if bwrap is None:
-        raise SandboxUnavailable(f"bubblewrap is not installed. {ADVICE}")
+        raise SandboxUnavailable("bubblewrap is not installed")
     arguments = [bwrap, "--unshare-user", "--unshare-all", "--die-with-parent", "--new-session", "--as-pid-1"]
     arguments += ["--cap-drop", "ALL", "--hostname", "sandbox"]
-    for path in _readable(packages):
+    for path in config["readable"]:
         if os.path.islink(path):
             arguments += ["--symlink", os.readlink(path), path]
         else:
@@ -102,8 +113,11 @@ def _bubblewrap(packages: Sequence[str], limits: Limits) -> list[str]:
     arguments += ["--ro-bind", f"{_CODE}/jail", "/jail/jail", "--proc", "/proc"]
     for device in ("null", "zero", "random", "urandom"):
         arguments += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-    arguments += ["--symlink", "/proc/self/fd", "/dev/fd", "--symlink", _SCRATCH, "/dev/shm"]
-    return [*arguments, "--size", str(int(limits.max_file_mb) << 20), "--tmpfs", _SCRATCH, "--remount-ro", "/"]
+    arguments += ["--symlink", "/proc/self/fd", "/dev/fd", "--symlink", SCRATCH, "/dev/shm"]
+    if not any(path.startswith("/tmp/") for path in config["readable"]):
+        arguments += ["--symlink", SCRATCH, "/tmp"]
+    size = str(config["limits"]["max_file_mb"] << 20)
+    return [*arguments, "--size", size, "--tmpfs", SCRATCH, "--remount-ro", "/"]
 
 
 def _readable(packages: Sequence[str]) -> list[str]:

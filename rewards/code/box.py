@@ -17,6 +17,7 @@ from . import backends, usage
 from .limits import Limits
 
 _START_S = 30.0
+_END_S = 5.0
 
 
 class BoxLost(Exception):
@@ -34,18 +35,8 @@ class Box:
         self._control, theirs = socket.socketpair()
         self._process: subprocess.Popen[bytes] | None = None
         try:
-            launch = backends.launch(
+            self._process = backends.start(
                 kind, theirs.fileno(), limits, self._scratch or "", site_packages=site_packages
-            )  # fmt: skip
-            self._process = subprocess.Popen(
-                launch.command,
-                env=launch.environment,
-                cwd=self._scratch or "/",
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
             )
         except OSError as error:
             self.close()
@@ -68,7 +59,7 @@ class Box:
             except BoxLost:
                 reason = self._last_words()
                 self.close()
-                raise backends.SandboxUnavailable(reason or "the sandbox ended before it began") from None
+                raise backends.SandboxUnavailable(reason) from None
             for message in messages:
                 if "first" in message:
                     self._first = message["first"]
@@ -103,18 +94,20 @@ class Box:
 
     def usage(self) -> usage.Usage:
         """What all its processes use now."""
-        assert self._process is not None
-        return usage.of_tree(self._first or self._process.pid)
+        root = self._first or (self._process.pid if self._process else 0)
+        return usage.of_tree(root) if root else usage.Usage(0, 0)
 
     def close(self) -> None:
-        """End it and everything in it, now."""
+        """End it and everything in it, now: its first process exits when this end of the socket closes."""
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_WR)
+        if not self._gone():
+            # Stuck, so its pid is still its own.
+            for pid in filter(None, (self._first, self._process and self._process.pid)):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
         self._control.close()
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                # The launcher (or bubblewrap): the sandbox dies with it. Without a sandbox this is the server.
-                if self._scratch is not None:
-                    self._end_by_itself()
-                self._process.send_signal(signal.SIGKILL)
             self._process.wait()
             if self._process.stderr is not None:
                 self._process.stderr.close()
@@ -122,17 +115,23 @@ class Box:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _end_by_itself(self) -> None:
-        """Without a sandbox, the server kills the running child when its control socket closes."""
-        assert self._process is not None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(2.0)
+    def _gone(self) -> bool:
+        """Has the other end of the socket closed, within a few seconds?"""
+        deadline = time.monotonic() + _END_S
+        while select.select([self._control], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            try:
+                if not self._control.recv(4096):
+                    return True
+            except OSError:
+                return True
+        return False
 
     def _last_words(self) -> str:
-        assert self._process is not None and self._process.stderr is not None
-        self._process.kill()
-        text = self._process.stderr.read(4000).decode("utf-8", "replace").strip()
-        return text.splitlines()[-1] if text else ""
+        """What bubblewrap wrote before it gave up."""
+        text = ""
+        if self._process is not None and self._process.stderr is not None:
+            text = self._process.stderr.read(4000).decode("utf-8", "replace").strip()
+        return text.splitlines()[-1] if text else "the sandbox ended before it began"
 
 
 def new_file(content: bytes) -> int:

@@ -21,7 +21,9 @@ class FromTest:
     """
 
     def __init__(self, peer: Peer, number: int) -> None:
-        object.__setattr__(self, "_ask", lambda operation, *args, **keys: peer.request(operation, number, *args, **keys))
+        object.__setattr__(
+            self, "_ask", lambda operation, *args, **keys: peer.request(operation, number, *args, **keys)
+        )
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self._ask("call", *arguments, **keywords)

@@ -5,7 +5,6 @@ Works as an ordinary user where the kernel allows user namespaces, and as root.
 
 import ctypes
 import os
-import random
 from collections.abc import Callable, Sequence
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -21,7 +20,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
 _SIGKILL = 9
 _CAPABILITY_VERSION_3 = 0x20080522
 
-SCRATCH = "/tmp"
+SCRATCH = "/scratch"  # /tmp leads there too, unless Python itself lies below /tmp
 _DEVICES = ("null", "zero", "urandom", "random")
 
 
@@ -78,6 +77,8 @@ def build_root(readable: Sequence[str], scratch_mb: int) -> None:
     _call("umount2", _libc.umount2(b"/old", _DETACH))
     os.rmdir("/old")
     os.mkdir(SCRATCH)
+    if not os.path.exists("/tmp"):
+        os.symlink(SCRATCH, "/tmp")
     _mount("tmpfs", SCRATCH, "tmpfs", _NOSUID | _NODEV, f"size={scratch_mb}m,nr_inodes=10000,mode=1777")
     _mount("none", "/", None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
     os.chdir(SCRATCH)
@@ -117,12 +118,12 @@ def _unused_id() -> int:
     with open("/proc/self/uid_map") as file:
         ranges = [(int(start), int(count)) for start, _, count in (line.split() for line in file)]
     start, count = max(ranges, key=lambda entry: entry[1])
-    draw = random.SystemRandom()
-    if count > 1 << 30:
-        return draw.randrange(1 << 30, (1 << 30) + (1 << 24))
+    draw = int.from_bytes(os.urandom(4), "little")
+    if count > 1 << 31:
+        return (1 << 30) + draw % (1 << 30)
     if count < 2:
         raise NamespaceError("root here owns a single user id, so programs cannot be given another")
-    return start + draw.randrange(max(1, count // 2), count)
+    return start + count // 2 + draw % (count - count // 2)
 
 
 def _become(uid: int) -> None:

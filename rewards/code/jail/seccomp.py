@@ -7,7 +7,7 @@ the ways to use memory that no limit counts (memfd, System V shared memory).
 
 import ctypes
 import errno
-import platform
+import os
 import struct
 
 # Per name: number on x86_64, on aarch64; None where the architecture has no such call.
@@ -117,13 +117,13 @@ _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 
 def supported() -> bool:
     """Is there a filter for this machine's architecture?"""
-    return platform.machine() in _ARCHITECTURES and struct.calcsize("P") == 8
+    return os.uname().machine in _ARCHITECTURES and struct.calcsize("P") == 8
 
 
 def install() -> None:
     """Filter this process and all its future children, for good. Raises OSError if the kernel refuses."""
     libc = ctypes.CDLL(None, use_errno=True)
-    code = _program(platform.machine())
+    code = _program(os.uname().machine)
     buffer = ctypes.create_string_buffer(code, len(code))
     header = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer)))
     for arguments in ((_PR_SET_NO_NEW_PRIVS, 1, 0), (_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(header))):
