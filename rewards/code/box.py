@@ -94,8 +94,11 @@ class Box:
 
     def usage(self) -> usage.Usage:
         """What all its processes use now."""
-        root = self._first or (self._process.pid if self._process else 0)
-        return usage.of_tree(root) if root else usage.Usage(0, 0)
+        return usage.of_tree(self._root())
+
+    def _root(self) -> int:
+        """The first process: as it told, or bubblewrap, which stands before it."""
+        return self._first or (self._process.pid if self._process else 0)
 
     def close(self) -> None:
         """End it and everything in it, now: its first process exits when this end of the socket closes."""
@@ -103,9 +106,9 @@ class Box:
             self._control.shutdown(socket.SHUT_WR)
         if not self._gone():
             # Stuck, so its pid is still its own.
-            for pid in filter(None, (self._first, self._process and self._process.pid)):
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                if self._root():
+                    os.kill(self._root(), signal.SIGKILL)
         self._control.close()
         if self._process is not None:
             self._process.wait()

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 from typing import Any
 
-from . import backends, sandbox as local
+from . import backends
+from . import sandbox as local
 from .cases import parse_tests
 from .compare import Compare, check_compare
 from .limits import Limits

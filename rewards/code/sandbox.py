@@ -5,13 +5,15 @@ process that decides. Expected outputs of stdio tests never leave this process.
 """
 
 import contextlib
+import json
 import os
 import select
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from . import backends
 from .box import Box, BoxLost, new_file
@@ -175,8 +177,6 @@ def _failed(status: int, error: str) -> Outcome:
 
 
 def _verdict(text: str) -> Outcome:
-    import json
-
     try:
         outcome, detail = json.loads(text)
     except ValueError:
@@ -189,7 +189,7 @@ class _Watch:
     """Reads what a job writes, and its boxes' reports, until it is done or breaks a limit."""
 
     def __init__(self, limits: Limits, box: Box, streams: dict[str, int], deadline: float) -> None:
-        self.ended: dict[Box, dict[str, object]] = {}
+        self.ended: dict[Box, dict[str, Any]] = {}
         self._limits = limits
         self._box = box
         self._streams = {fd: name for name, fd in streams.items()}
@@ -233,7 +233,8 @@ class _Watch:
 
     def _step(self, seconds: float) -> Outcome | None:
         boxes = [box for box in self._boxes if box not in self.ended]
-        ready = select.select([*self._streams, *boxes], [], [], seconds)[0]
+        waiting: list[int | Box] = [*self._streams, *boxes]
+        ready = select.select(waiting, [], [], seconds)[0]
         if not ready:
             return self._over_limit()
         for item in ready:

@@ -21,9 +21,10 @@ class FromTest:
     """
 
     def __init__(self, peer: Peer, number: int) -> None:
-        object.__setattr__(
-            self, "_ask", lambda operation, *args, **keys: peer.request(operation, number, *args, **keys)
-        )
+        def ask(operation: str, *arguments: Any, **keywords: Any) -> Any:
+            return peer.request(operation, number, *arguments, **keywords)
+
+        object.__setattr__(self, "_ask", ask)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self._ask("call", *arguments, **keywords)

@@ -198,6 +198,9 @@ def _standard_modules(tree: ast.AST) -> set[str]:
 # -- what the program may do with objects of the test -----------------------------------------------
 
 
+_READ: dict[str, Callable[[Any], Any]] = {"iter": iter, "len": len, "str": str}
+
+
 def _operate(operation: str, target: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
     """Call functions, advance iterators, use the public attributes of objects of the test's own classes.
 
@@ -219,7 +222,7 @@ def _operate(operation: str, target: Any, arguments: list[Any], keywords: dict[s
                 if not hasattr(kind, name):
                     return setattr(target, name, arguments[1])
         elif operation in ("iter", "len", "str"):
-            return {"iter": iter, "len": len, "str": str}[operation](target)
+            return _READ[operation](target)
         elif operation == "getitem":
             return target[arguments[0]]
     if operation == "getattr":

@@ -1,11 +1,11 @@
 """The child that runs a program as a script, with its standard streams on the parent's files and pipes."""
 
 import fcntl
-import io
 import os
 import sys
 import types
 from collections.abc import Callable
+from typing import TextIO, cast
 
 
 def prepare(fds: list[int]) -> Callable[[], None]:
@@ -40,7 +40,10 @@ def take_over(fds: list[int]) -> None:
 
 def open_streams() -> None:
     """Python's standard streams anew: those of the forked interpreter belong to other files."""
-    options = {"encoding": "utf-8", "closefd": False}
-    sys.stdin = sys.__stdin__ = io.open(0, "r", errors="surrogateescape", **options)  # type: ignore[call-overload, misc]
-    sys.stdout = sys.__stdout__ = io.open(1, "w", errors="surrogateescape", **options)  # type: ignore[call-overload, misc]
-    sys.stderr = sys.__stderr__ = io.open(2, "w", errors="backslashreplace", **options)  # type: ignore[call-overload, misc]
+    sys.stdin = sys.__stdin__ = _stream(0, "r", "surrogateescape")  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = _stream(1, "w", "surrogateescape")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _stream(2, "w", "backslashreplace")  # type: ignore[misc]
+
+
+def _stream(fd: int, mode: str, errors: str) -> TextIO:
+    return cast(TextIO, open(fd, mode, encoding="utf-8", errors=errors, closefd=False))

@@ -28,7 +28,7 @@ MAX_FRAME = 32 << 20
 _EXACT = 1 << 53
 
 # Containers by tag, most specific type first; dict-like ones travel as pairs.
-_SEQUENCES: dict[str, type] = {"list": list, "set": set, "deque": collections.deque}
+_SEQUENCES: dict[str, Any] = {"list": list, "set": set, "deque": collections.deque}
 _MAPPINGS: dict[str, type] = {
     "counter": collections.Counter,
     "defaultdict": collections.defaultdict,
@@ -116,13 +116,14 @@ class Encoder:
         """The tag and the inside of a mutable container, without its identity."""
         if isinstance(value, bytearray):
             return ["bytearray", base64.b64encode(value).decode("ascii")]
-        for tag, kind in _MAPPINGS.items():
-            if isinstance(value, kind):
-                return [tag, [[self.encode(k), self.encode(v)] for k, v in dict.items(value)]]
-        for tag, kind in _SEQUENCES.items():
-            if isinstance(value, kind):
-                items = [self.encode(item) for item in kind.__iter__(value)]  # type: ignore[attr-defined]
-                return [tag, items, value.maxlen] if tag == "deque" else [tag, items]
+        if isinstance(value, dict):
+            tag = next(tag for tag, kind in _MAPPINGS.items() if isinstance(value, kind))
+            return [tag, [[self.encode(key), self.encode(item)] for key, item in dict.items(value)]]
+        if isinstance(value, collections.deque):
+            return ["deque", [self.encode(item) for item in collections.deque.__iter__(value)], value.maxlen]
+        for tag in ("list", "set"):
+            if isinstance(value, _SEQUENCES[tag]):
+                return [tag, [self.encode(item) for item in _SEQUENCES[tag].__iter__(value)]]
         raise WireError(f"not a container: {type(value).__name__}")
 
     def _container(self, value: Any) -> list[Any]:
@@ -237,7 +238,7 @@ class Decoder:
             return tuple(self._all(rest[0]))
         if tag == "namedtuple":
             name, fields, items = rest
-            return collections.namedtuple(name, fields)(*self._all(items))  # type: ignore[misc]
+            return collections.namedtuple(name, fields)(*self._all(items))
         if tag == "frozenset":
             return frozenset(self._all(rest[0]))
         if tag == "bytes":
