@@ -5,7 +5,8 @@ import os
 import sys
 import types
 from collections.abc import Callable
-from typing import TextIO, cast
+from io import TextIOWrapper
+from typing import cast
 
 
 def prepare(fds: list[int]) -> Callable[[], None]:
@@ -45,5 +46,5 @@ def open_streams() -> None:
     sys.stderr = sys.__stderr__ = _stream(2, "w", "backslashreplace")  # type: ignore[misc]
 
 
-def _stream(fd: int, mode: str, errors: str) -> TextIO:
-    return cast(TextIO, open(fd, mode, encoding="utf-8", errors=errors, closefd=False))
+def _stream(fd: int, mode: str, errors: str) -> TextIOWrapper:
+    return cast(TextIOWrapper, open(fd, mode, encoding="utf-8", errors=errors, closefd=False))
