@@ -91,7 +91,8 @@ SYSCALL = """
 ESCAPES = {
     # network
     "tcp": "import socket; socket.create_connection(('127.0.0.1', PORT), 1); print('ESCAPED')",
-    "udp": "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT)); print('ESCAPED')",
+    "udp": "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'x', ('127.0.0.1', PORT))\n"
+    "print('ESCAPED')",
     "tcp over ipv6": "import socket; socket.socket(socket.AF_INET6); print('ESCAPED')",
     "raw socket": "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW); print('ESCAPED')",
     "netlink": "import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW); print('ESCAPED')",
@@ -217,7 +218,6 @@ def test_the_first_process_cannot_be_ended_from_inside() -> None:
         import os, signal, time
         for number in set(signal.valid_signals()):
             os.kill(1, number)
-        os.kill(-1, signal.SIGKILL)  # all but itself
         time.sleep(0.1)
         print(os.stat('/proc/1').st_mode > 0)
     """

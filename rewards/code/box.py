@@ -35,17 +35,16 @@ class Box:
         self._control, theirs = socket.socketpair()
         self._process: subprocess.Popen[bytes] | None = None
         try:
-            self._process = backends.start(
-                kind, theirs.fileno(), limits, self._scratch or "", site_packages=site_packages
-            )
+            with theirs:
+                self._process = backends.start(
+                    kind, theirs.fileno(), limits, self._scratch or "", site_packages=site_packages
+                )
         except OSError as error:
             self.close()
             raise backends.SandboxUnavailable(f"the sandbox did not start: {error}") from error
         except BaseException:
             self.close()
             raise
-        finally:
-            theirs.close()
 
     def ready(self) -> None:
         """Wait until the sandbox is complete. Raises SandboxUnavailable with the reason if it cannot be."""

@@ -45,7 +45,7 @@ def code_reward(
 ) -> list[float | None]:
     """One score per completion, with its verdict (see `rewards.accuracy.JudgedScore`).
 
-    tests: per row, what `tests_of` reads; setup: code that runs before each assert test and, like it, uses the
+    tests: per row, what `read_tests` reads; setup: code that runs before each assert test and, like it, uses the
     program's names. workers: programs at a time (default: the CPUs of this process's share of the machine).
     Raises RewardError if an argument is wrong or the sandbox is not available.
     """
@@ -63,7 +63,7 @@ def code_reward(
     }
     check(score=score, workers=workers, **options)
     setups = setup if setup is not None else [None] * len(tests)
-    cases = [tests_of(row, before or "") for row, before in zip(tests, setups, strict=True)]
+    cases = [read_tests(row, before or "") for row, before in zip(tests, setups, strict=True)]
     programs = [extract_program(prefill + completion_text(completion)) for completion in completions]
     pairs = zip(programs, cases, strict=True)
     asked = [(program, case) for program, case in pairs if program is not None and case]
@@ -90,7 +90,7 @@ def check(
         raise RewardError(f"reward 'code': {error}") from None
 
 
-def tests_of(row: Any, setup: str = "") -> list[dict[str, str]]:
+def read_tests(row: Any, setup: str = "") -> list[dict[str, str]]:
     """The tests of one row: a list of test dicts, a list of strings (assert statements, as in MBPP's `test_list`),
     {"inputs": [...], "outputs": [...]}, or the JSON text of any of these; None and empty lists give no tests.
 

@@ -106,7 +106,7 @@ class Runner:
     def _stdio(self, test: StdioTest) -> Outcome:
         box = self._boxes["program"]
         with _Descriptors() as fds:
-            given = [fds.file(self._program), fds.file(test.input.encode("utf-8", "surrogateescape"))]
+            given = [fds.file(self._program), fds.file(test.input.encode("utf-8", "surrogatepass"))]
             streams, ends = _outputs(fds)
             box.run("stdio", [*given, *ends], self._options.limits.timeout_s)
             watch = _Watch(self._options.limits, box, streams, self._deadline)
