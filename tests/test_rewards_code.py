@@ -164,7 +164,7 @@ PASSING = [
     "from collections import *\nfor x in (Counter('aab'), OrderedDict(a=1), deque([1, 2], 5), defaultdict(int, a=1)): "
     "assert same(x) == x and type(same(x)) is type(x)",
     "xs = [3, 1, 2]\nsort(xs)\nassert xs == [1, 2, 3]",
-    "inner = [2, 1]\nsort(inner)\nouter = [[5], [1]]\na, b = outer\nsort(outer)\nassert outer[0] is b and outer[1] is a",
+    "outer = [[5], [1]]\na, b = outer\nsort(outer)\nassert outer[0] is b and outer[1] is a",
     "d = {}\nassert grow(d) is d and d == {'new': [1]}",
     "xs = []\nxs.append(xs)\nassert same(xs) is xs",
     "p = Pair(1, 2)\nassert p.total() == 3 and p.a == 1 and len(p) == 2 and list(p) == [1, 2] and str(p) == '1-2'",

@@ -365,7 +365,8 @@ FAKES = {
                 os.write(4, struct.pack('<I', len(data)) + data)
             return 1764.5
     """,
-    "a patched assertion": "import builtins\nbuiltins.AssertionError = type('E', (Exception,), {})\ndef solve(x): return 1",
+    "a patched assertion": "import builtins\nbuiltins.AssertionError = type('E', (Exception,), {})\n"
+    "def solve(x): return 1",
     "patched builtins": """
         import builtins
         for name in ('abs', 'all', 'any', 'isinstance', 'len', 'sorted', 'set'):
@@ -389,15 +390,18 @@ FAKES = {
     "def solve(x): return E(5)",
     "a lying str": "class E(str):\n    def __eq__(self, other): return True\n    __hash__ = str.__hash__\n"
     "def solve(x): return E('5')",
-    "a lying float": "class E(float):\n    def __eq__(self, other): return True\n    def __sub__(self, other): return 0.0\n"
+    "a lying float": "class E(float):\n    def __eq__(self, other): return True\n"
+    "    def __sub__(self, other): return 0.0\n"
     "    __rsub__ = __sub__\ndef solve(x): return E(5)",
     "a lying list": "class E(list):\n    def __eq__(self, other): return True\n    def __len__(self): return 1764\n"
     "    def __iter__(self): return iter([1764])\ndef solve(x): return E()",
-    "a lying dict": "class E(dict):\n    def __eq__(self, other): return True\n    def __missing__(self, key): return 1764\n"
+    "a lying dict": "class E(dict):\n    def __eq__(self, other): return True\n"
+    "    def __missing__(self, key): return 1764\n"
     "def solve(x): return E()",
     "a lying class": "class M(type):\n    def __eq__(cls, other): return True\n    __hash__ = type.__hash__\n"
     "class E(metaclass=M): pass\ndef solve(x): return E",
-    "a lying __class__": "class E:\n    __class__ = int\n    def __eq__(self, other): return True\ndef solve(x): return E()",
+    "a lying __class__": "class E:\n    __class__ = int\n    def __eq__(self, other): return True\n"
+    "def solve(x): return E()",
     "a mock": "from unittest.mock import MagicMock, ANY\ndef solve(x): return ANY",
     "not a number": "def solve(x): return float('nan')",
     "expected values in frames": """
@@ -449,7 +453,8 @@ FAKES = {
     "a circular result": "def solve(x):\n    a = []\n    a.append(a)\n    return a",
     "a huge result": "def solve(x): return 'x' * (64 << 20)",
     "a huge number": "def solve(x): return 1 << (1 << 26)",
-    "an exception with a trick": "class E(AssertionError):\n    def __init__(self): pass\n    args = property(lambda s: 1/0)\n"
+    "an exception with a trick": "class E(AssertionError):\n    def __init__(self): pass\n"
+    "    args = property(lambda s: 1/0)\n"
     "def solve(x): raise E",
     "work at deletion": "import os\nclass E:\n    def __del__(self): os._exit(0)\ndef solve(x):\n    E()\n    return 1",
     "killing all": "import os\ndef solve(x): os.kill(-1, 9); os.kill(0, 9)",
@@ -475,7 +480,8 @@ def test_the_test_of_the_fakes_can_be_passed() -> None:
 # Tests whose own form invites cheating, each with a program that would pass if the program had a say in it.
 INVITATIONS = {
     "abs": ("assert abs(solve(2) - 4) < 1e-6", "class E:\n    def __sub__(s, o): return 0\n    __rsub__ = __sub__\n"
-            "    def __abs__(s): return 0\n    def __lt__(s, o): return True\ndef solve(x): return E()\nabs = lambda x: 0"),
+            "    def __abs__(s): return 0\n    def __lt__(s, o): return True\ndef solve(x): return E()\n"
+            "abs = lambda x: 0"),
     "math without an import": ("assert math.isclose(solve(2), 4)",
                                "class math:\n    isclose = lambda *a: True\ndef solve(x): return 0"),
     "membership": ("assert 4 in solve(2)", "class E:\n    def __contains__(s, x): return True\n"
@@ -483,7 +489,8 @@ INVITATIONS = {
     "membership the other way": ("assert solve(2) in (4, 5)", "class E:\n    def __eq__(s, o): return True\n"
                                  "def solve(x): return E()"),
     "order": ("assert 3 < solve(2) < 5", "class E:\n    __lt__ = __gt__ = lambda s, o: True\ndef solve(x): return E()"),
-    "sets": ("assert set(solve(2)) == {4}", "class E:\n    def __eq__(s, o): return True\n    def __hash__(s): return 4\n"
+    "sets": ("assert set(solve(2)) == {4}", "class E:\n    def __eq__(s, o): return True\n"
+    "    def __hash__(s): return 4\n"
              "def solve(x): return [E()]\nset = lambda x: {4}"),
     "sorting": ("assert sorted(solve(2)) == [1, 2]", "def sorted(x): return [1, 2]\ndef solve(x): return []"),
     "a type": ("assert isinstance(solve(2), int)", "class E:\n    __class__ = int\ndef solve(x): return E()\n"
@@ -544,7 +551,7 @@ def test_attacks_at_once_from_many_threads_leave_nothing_behind(canary: Canary) 
     after = {"threads": threading.active_count(), "descriptors": len(os.listdir("/proc/self/fd"))}
     assert after == before
     deadline = time.monotonic() + 5
-    while _descendants() - {canary.process.pid} and time.monotonic() < deadline:
+    while len(_descendants() - {canary.process.pid}) > 1 and time.monotonic() < deadline:
         time.sleep(0.05)  # a launcher's children end a moment after the sandbox
     left = _descendants() - {canary.process.pid}
     assert len(left) <= 1, left  # the launcher
