@@ -21,6 +21,7 @@ ENTRY_POINT_GROUP = "r1forge.rewards"
 _BUILT_INS = {
     "math": ("rewards.accuracy", "math_reward"),
     "integer": ("rewards.accuracy", "integer_reward"),
+    "code": ("rewards.code.reward", "code_reward"),
     "format": ("rewards.format", "format_reward"),
     "soft_overlong": ("rewards.length", "soft_overlong"),
     "repetition": ("rewards.repetition", "repetition"),

@@ -1,0 +1,1 @@
+"""What runs inside the sandbox: standard library only, never imported by the trainer itself."""
