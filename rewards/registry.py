@@ -23,6 +23,7 @@ _BUILT_INS = {
     "integer": ("rewards.accuracy", "integer_reward"),
     "format": ("rewards.format", "format_reward"),
     "soft_overlong": ("rewards.length", "soft_overlong"),
+    "cosine_length": ("rewards.length", "cosine_length"),
     "repetition": ("rewards.repetition", "repetition"),
 }
 
