@@ -26,6 +26,7 @@ _BUILT_INS = {
     "cosine_length": ("rewards.length", "cosine_length"),
     "repetition": ("rewards.repetition", "repetition"),
     "language": ("rewards.language", "language"),
+    "judge": ("rewards.judge", "judge"),
 }
 
 # What every call provides besides the data set's columns; `prefill` goes to functions that name it.
