@@ -6,7 +6,6 @@ python -m rl samples runs/NAME --verdict unparsed --limit 5
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -22,7 +21,7 @@ _COLUMNS = [
     "step", "group", "id", "prompt_text", "completion", "answer", "reward", "components", "verdict", "finish_reason",
     "tokens",
 ]  # fmt: skip
-_STEP = re.compile(r"step_(\d+)\.parquet")
+_FILE = re.compile(r"(?:(.+)_)?step_(\d+)\.parquet")  # an evaluation's is named after its set
 _TAIL = 200  # characters of a completion that is not shown in full: its end, where the answer should stand
 # Completions are untrusted: an escape sequence among them must not reach the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -53,28 +52,22 @@ def _files(folder: Path, evaluated: str | None) -> list[tuple[int, Path]]:
     """(step, file) of the training's samples, or of an evaluation's; of the only kind there is, if nothing is said."""
     if not (folder / "recipe.yaml").is_file():
         raise SamplesError(_no_run(folder))
-    trained = _by_step(folder / "samples", "")
-    sets = sorted({_STEP.sub("", file.name).rstrip("_") for file in (folder / "evaluation").glob("*.parquet")})
-    if evaluated is not None:
-        if evaluated not in sets:
-            raise SamplesError(
-                f"{folder} has no evaluated set {evaluated!r}{nearest(evaluated, sets)}; sets: {', '.join(sets) or 'none'}"
-            )
-        return _by_step(folder / "evaluation", f"{evaluated}_")
-    if trained or not sets:
-        return trained
-    if len(sets) > 1:
-        raise SamplesError(f"{folder} has evaluations only; say of which set with --set: {', '.join(sets)}")
-    return _by_step(folder / "evaluation", f"{sets[0]}_")
-
-
-def _by_step(folder: Path, prefix: str) -> list[tuple[int, Path]]:
-    found = []
-    for file in folder.glob("*.parquet"):
-        match = _STEP.fullmatch(file.name.removeprefix(prefix)) if file.name.startswith(prefix) else None
+    files: dict[str | None, list[tuple[int, Path]]] = {}  # by evaluated set; None is the training
+    for file in [*folder.glob("samples/*.parquet"), *folder.glob("evaluation/*.parquet")]:
+        match = _FILE.fullmatch(file.name)
         if match:
-            found.append((int(match[1]), file))
-    return found
+            files.setdefault(match[1], []).append((int(match[2]), file))
+    sets = sorted(name for name in files if name is not None)
+    if not files:
+        raise SamplesError(f"{folder} holds no samples (yet)")
+    if evaluated is None and None not in files:
+        if len(sets) > 1:
+            raise SamplesError(f"{folder} has evaluations only; say of which set with --set: {', '.join(sets)}")
+        return files[sets[0]]
+    if evaluated not in files:
+        near = nearest(str(evaluated), sets)
+        raise SamplesError(f"{folder} has no evaluated set {evaluated!r}{near}; sets: {', '.join(sets) or 'none'}")
+    return files[evaluated]
 
 
 def _no_run(folder: Path) -> str:
@@ -115,14 +108,12 @@ def describe(row: dict[str, Any], full: bool) -> str:
         f"answer {row['answer']!r}",
         f"id {row['id']}",
     ]
-    components = json.loads(row["components"])
-    values = ", ".join(f"{k} {'none' if v is None else format(v, '.4g')}" for k, v in components.items())
     if full:
         parts = ["--- prompt", row["prompt_text"], "--- completion", row["completion"]]
     else:
         text = " ".join(row["completion"].split())
         parts = ["    " + ("… " + text[-_TAIL:] if len(text) > _TAIL else text)]
-    return _visible("\n".join(["  ".join(head), f"    {values}", *parts]))
+    return _visible("\n".join(["  ".join(head), f"    {row['components']}", *parts]))
 
 
 def _visible(text: str) -> str:
