@@ -132,7 +132,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--full", action="store_true", help="the whole prompt and completion")
     options = parser.parse_args(arguments)
     try:
-        total, rows = find_samples(options.run, Query(options.verdict, *options.step, options.set))
+        first, last = options.step
+        total, rows = find_samples(options.run, Query(options.verdict, first, last, options.set))
     except SamplesError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
