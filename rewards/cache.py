@@ -1,6 +1,7 @@
 """Scores that were paid for once: a bounded cache in memory, or a file that runs and processes share."""
 
 import logging
+import os
 import sqlite3
 import threading
 from collections import OrderedDict
@@ -67,6 +68,18 @@ class FileCache:
             except sqlite3.Error as error:
                 logger.warning("score cache: %s", error)
                 return []
+
+
+def check_cache(path: str | None) -> None:
+    """Raise ValueError if no file can be written at `path`; creates nothing."""
+    if path is None:
+        return
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"cache must be a file's path, not {path!r}")
+    file = Path(path).expanduser().absolute()
+    nearest = next((folder for folder in file.parents if folder.exists()), file)
+    if file.is_dir() or not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"cache {path}: no file can be written there")
 
 
 _open: dict[str | None, ScoreCache] = {}

@@ -64,6 +64,9 @@ def post_json(url: str, payload: Mapping[str, Any], headers: Mapping[str, str], 
     watchdog.start()
     try:
         body = json.dumps(payload).encode()
+        connection.connect()
+        if late.is_set():  # too early for the watchdog to have had a socket to shut
+            raise TimeoutError
         connection.request("POST", target, body, {"Content-Type": "application/json", **headers})
         response = connection.getresponse()
         raw = response.read(MAX_REPLY_BYTES + 1)

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from .cache import score_cache
+from .cache import check_cache, score_cache
 from .http_json import Unreachable, check_url, post_json
 from .judge_api import Judge, judged_text, payload_of, score_of
 from .messages import Completion
@@ -89,7 +89,7 @@ def judge(
         backoff_s=backoff_s,
         body=dict(body or {}),
         headers=_headers(api_key_env),
-        cache=score_cache(cache),
+        cache=cache,
     )
     _check(asked, part)
     texts = [judged_text(completion, part, prefill) for completion in completions]
@@ -129,6 +129,7 @@ def _check(asked: Judge, part: str) -> None:
     if asked.concurrency < 1 or not asked.timeout_s > 0 or asked.retries < 0 or not asked.backoff_s >= 0:
         raise ValueError("need concurrency >= 1, timeout_s > 0, retries >= 0 and backoff_s >= 0")
     check_rubric(asked.rubric)
+    check_cache(asked.cache)
     json.dumps(asked.body)
 
 
@@ -136,9 +137,9 @@ def _check(asked: Judge, part: str) -> None:
 
 
 async def _scores(asked: Judge, samples: list[tuple[Any, str, str | None]]) -> list[float | None]:
-    keys = [_key(asked, sample) for sample in samples]
+    keys, cache = [_key(asked, sample) for sample in samples], score_cache(asked.cache)
     wanted = {key: sample for key, sample in zip(keys, samples, strict=True)}  # equal samples are asked once
-    found = {key: score for key in wanted if (score := asked.cache.get(key)) is not None}
+    found = {key: score for key in wanted if (score := cache.get(key)) is not None}
     missing = [key for key in wanted if key not in found]
     reasons: Counter[str] = Counter()
     loop, stop = asyncio.get_running_loop(), threading.Event()
@@ -150,7 +151,7 @@ async def _scores(asked: Judge, samples: list[tuple[Any, str, str | None]]) -> l
                 reasons[answer] += 1
             else:
                 found[key] = answer
-                asked.cache.put(key, answer)
+                cache.put(key, answer)
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .cache import ScoreCache
 from .messages import Completion, completion_text, is_conversation
 from .rubric import fill_rubric, parse_score
 
@@ -26,7 +25,7 @@ class Judge:
     backoff_s: float
     body: Mapping[str, Any]
     headers: Mapping[str, str] = field(repr=False)  # holds the key
-    cache: ScoreCache
+    cache: str | None
 
 
 def judged_text(completion: Completion, part: str, prefill: str) -> str:

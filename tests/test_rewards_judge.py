@@ -185,6 +185,9 @@ def test_reward_models(server: Server, endpoint: str, entry: dict[str, Any], exp
 
 def test_equal_samples_are_asked_once_and_scores_are_kept(server: Server, tmp_path: Path) -> None:
     cache = str(tmp_path / "new" / "scores.sqlite")
+    asyncio.run(judge([], [], url=server.url, model="m"))
+    load_reward({"name": "judge", "args": {"url": server.url, "model": "m", "cache": cache}})
+    assert not (tmp_path / "new").exists()  # loading a recipe writes nothing
     assert ask(server, ["a", "a", "b"], cache=cache) == [0.5, 0.5, 0.5]
     assert len(server.seen) == 2
     server.reply = lambda body: (500, {})
@@ -327,7 +330,9 @@ def test_a_recipe_entry_scores_beside_another_reward(server: Server) -> None:
         ({"rubric": "Rate it."}, "{completion}"),
         ({"rubric": "Rate {completion} against {refrence}"}, "did you mean 'reference'?"),
         ({"api_key_env": "NO_SUCH_VARIABLE_HERE"}, "NO_SUCH_VARIABLE_HERE is not set"),
-        ({"cache": "/dev/null/x"}, "cache /dev/null/x"),
+        ({"cache": "/dev/null/x"}, "cache /dev/null/x: no file can be written there"),
+        ({"cache": "/"}, "cache /: no file"),
+        ({"cache": 1}, "cache must be a file's path"),
         ({"body": {"x": {1, 2}}}, "not JSON serializable"),
         ({"modle": "m"}, "did you mean 'mode"),
     ],
