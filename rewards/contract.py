@@ -115,7 +115,16 @@ def _results(
         "its inputs are left as they are": _mutation,
         f"{_THREADS} threads at once": _threads,
     }
-    return single + [(name, check(reward, batch)) for name, check in checks.items()]
+    results = single
+    for name, check in checks.items():
+        try:
+            problem = check(reward, batch)
+        except RewardError as error:  # it worked before, and does not any more
+            problem = f"{name}: {error}"
+        results.append((name, problem))
+        if problem and check in (_whole_batch, _deterministic):
+            break  # the checks that follow compare batches
+    return results
 
 
 def _single(reward: Reward, name: str, sample: _Batch) -> str | None:

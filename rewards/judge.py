@@ -33,7 +33,7 @@ from .rubric import DEFAULT_RUBRIC, check_rubric
 
 logger = logging.getLogger(__name__)
 _jitter = random.Random()  # of its own: a retry must not move the random streams of a run
-_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_RETRIED = frozenset({408, 409, 425, 429})  # and 5xx
 _LONGEST_WAIT_S = 60.0
 _CHAT_PATH = "/chat/completions"
 _REWARD_MODEL_ENDPOINTS = ("classify", "score", "pooling")
@@ -183,7 +183,7 @@ def _ask(asked: Judge, sample: tuple[Any, str, str | None], stop: threading.Even
                 score = score_of(asked, reply.body)
                 return "the reply holds no score" if score is None else score
             reason = f"HTTP {reply.status}"
-            if reply.status not in _RETRIED:
+            if reply.status < 500 and reply.status not in _RETRIED:
                 break
             asks_to_wait = reply.retry_after_s or 0.0
         wait = max(asks_to_wait, _jitter.uniform(0, asked.backoff_s * 2**attempt))

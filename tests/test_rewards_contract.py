@@ -73,6 +73,17 @@ def counts_its_calls(completions, calls=[0]):  # type: ignore[no-untyped-def]  #
     return [float(calls[0])] * len(completions)
 
 
+def stops_working(completions, calls=[0]):  # type: ignore[no-untyped-def]  # noqa: B006
+    calls[0] += 1
+    if calls[0] > 11:  # after the eight single completions, the batch and the empty one
+        raise ConnectionError("the service is gone")
+    return [0.0] * len(completions)
+
+
+def fails_on_a_whole_batch(completions):  # type: ignore[no-untyped-def]
+    return [0.0] if len(completions) == 1 else []
+
+
 def depends_on_order(completions):  # type: ignore[no-untyped-def]
     return [float(i) for i in range(len(completions))]
 
@@ -117,6 +128,8 @@ def keeps_state_between_threads(completions):  # type: ignore[no-untyped-def]
         (fails_on_long_text, "a very long completion: "),
         (fails_on_an_empty_batch, "an empty batch"),
         (counts_its_calls, "the same call again gave other values"),
+        (stops_working, "ConnectionError: the service is gone"),
+        (fails_on_a_whole_batch, "a batch of 8: reward 'fails_on_a_whole_batch' returned 0 values"),
         (depends_on_order, "in another order the samples got other values"),
         (reads_strings_only, "completions that are chat messages: "),
         (chokes_on_columns, "a column that it does not know: "),
@@ -135,6 +148,8 @@ def test_each_breach_is_found_and_named(fn: Any, problem: str) -> None:
 def test_one_fault_is_not_told_as_many() -> None:
     assert len(check_reward(fails_on_empty_text)) == 1
     assert len(check_reward(depends_on_order)) == 1
+    assert len(check_reward(counts_its_calls)) == 1
+    assert len(check_reward(fails_on_a_whole_batch)) == 1
 
 
 def test_made_up_columns_are_admitted_and_real_ones_are_used() -> None:
