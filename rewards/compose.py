@@ -18,6 +18,9 @@ from .errors import RewardError
 from .messages import Completion, is_conversation
 from .registry import Reward
 
+# What a reward that judges answers says of each (`rewards.math.grade.Verdict`), in the order of reports.
+VERDICTS = ("correct", "wrong", "unparsed", "timeout")
+
 # Names that a column cannot take over.
 _RESERVED = ("prompts", "completions", "completion_ids", "prefill")
 
@@ -43,7 +46,7 @@ class Scores:
         if self.verdicts is None:
             return {}
         counts = Counter(self.verdicts)
-        return {verdict: counts[verdict] for verdict in ("correct", "wrong", "unparsed", "timeout")}
+        return {verdict: counts[verdict] for verdict in VERDICTS}
 
 
 def score(

@@ -24,7 +24,10 @@ _BUILT_INS = {
     "code": ("rewards.code.reward", "code_reward"),
     "format": ("rewards.format", "format_reward"),
     "soft_overlong": ("rewards.length", "soft_overlong"),
+    "cosine_length": ("rewards.length", "cosine_length"),
     "repetition": ("rewards.repetition", "repetition"),
+    "language": ("rewards.language", "language"),
+    "judge": ("rewards.judge", "judge"),
 }
 
 # What every call provides besides the data set's columns; `prefill` goes to functions that name it.
@@ -100,6 +103,8 @@ def load_reward(spec: "str | Mapping[str, Any] | RewardSpec", *, base_dir: str |
         raise RewardError(f"reward {name!r} is not a function but {_kind(fn)}")
     reward = Reward(name, fn, parsed.weight, dict(parsed.args))
     _check_signature(reward)
+    if parsed.path is None and name in _BUILT_INS:
+        _check_args(reward)
     return reward
 
 
@@ -165,6 +170,23 @@ def _check_signature(reward: Reward) -> None:
                 f"reward {reward.name!r} takes no argument {name!r}{did_you_mean(name, accepted)}; "
                 f"it takes: {', '.join(accepted) or 'none'}"
             )
+
+
+def _check_args(reward: Reward) -> None:
+    """A built-in looks at its args before its batch, so an empty batch tells what is wrong before a run starts."""
+    columns: dict[str, Any] = {}
+    for name, parameter in reward.parameters.items():
+        if name in reward.args or parameter.default is not parameter.empty:
+            continue
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            return  # a setting that is missing; `check_columns` asks for it
+        columns[name] = []
+    try:
+        result = reward.fn(**columns, **reward.args)
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"reward {reward.name!r}: {error}") from error
+    if inspect.iscoroutine(result):
+        result.close()
 
 
 def _kind(value: object) -> str:

@@ -1,10 +1,12 @@
-"""Repetition penalty on n-grams of tokens (Yeo et al., arXiv 2502.03373; the scaling is Open-R1's).
+"""Repetition penalty on n-grams of tokens (Yeo et al., arXiv 2502.03373, section 4.5 and appendix).
 
     r = max_penalty * (1 - distinct n-grams / all n-grams)
 
-0 without repetition, towards `max_penalty` (negative) the more n-grams repeat; 0 for completions shorter than
-n tokens. Tokens rather than words, so that it works for languages written without blanks.
-None is never returned: it applies to every completion.
+An n-gram is a repetition if it stood in the completion before, so the bracket is the share of n-grams that are
+repetitions. 0 without repetition, towards `max_penalty` (negative) the more n-grams repeat; 0 for completions shorter
+than n tokens. The paper's main runs put its penalty (-0.05) on each repeated token instead; a reward for the whole
+completion is this form, which the paper's code has too. Tokens rather than words, so that it works for languages
+written without blanks. None is never returned: it applies to every completion.
 """
 
 from collections.abc import Hashable, Sequence

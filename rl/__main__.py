@@ -2,6 +2,7 @@
 
     accelerate launch -m rl recipes/NAME.yaml [dotted.key=value ...]    run a recipe
     python -m rl check recipes/NAME.yaml [dotted.key=value ...]         validate and estimate; start nothing
+    python -m rl samples RUN_DIR [--verdict unparsed] [--step 10:20] [--full]    list completions of a run
 
 Exit status: 0 done; 2 the recipe or its input is wrong (one message, no traceback); anything else a failure.
 """
@@ -21,6 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     shadow = shadowed_package()
     if shadow:
         return refuse(shadow)
+    if arguments[0] == "samples":
+        from rl.samples import main as list_samples
+
+        return list_samples(arguments[1:])
     # After the check above: from here on `data` and `rewards` are ours.
     from data.errors import DataError
     from rewards.errors import RewardError

@@ -10,7 +10,7 @@ from typing import Any
 from rewards import Reward, load_reward
 from rewards.math.exact import parse_number
 from rewards.math.extract import extract_answer
-from rl.experience import Completion, assign_rewards, completions_of
+from rl.experience import Completion, assign_rewards, completions_of, component_means, tally
 from rl.policy.backend import Processes
 from rl.policy.load import DTYPES, load_model, load_tokenizer
 from rl.policy.policy import Policy
@@ -113,6 +113,10 @@ class Evaluator:
             )
             metrics["length"] = sum(r[1]["tokens"] for r in rows) / len(rows)
             metrics["truncated"] = sum(r[1]["finish_reason"] == "length" for r in rows) / len(rows)
+            tallies = self.processes.gather(tally(batch))
+            names = sorted({n for part in tallies for n in part})
+            sums = {n: math.fsum(part.get(n, 0.0) for part in tallies) for n in names}
+            metrics |= component_means(sums) | sums
             results |= {f"eval/{name}/{k}": v for k, v in metrics.items()}
             folder.progress.line(f"step {step} {name}: {describe(metrics)}")
         return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rewards import Reward, score
+from rewards.compose import VERDICTS
 from rl.objective import group_advantages, uniform_groups
 from rl.policy.packing import Document
 from rl.prompts import Prompt, Prompts, columns_of
@@ -54,7 +56,7 @@ class Completion:
             "completion": self.text,
             "answer": str(self.prompt.row.get("answer")),
             "reward": None if math.isnan(self.reward) else self.reward,
-            "components": str(self.components),
+            "components": json.dumps(self.components),
             "verdict": self.verdict,
             "advantage": self.advantage,
             "finish_reason": self.sample.finish_reason,
@@ -107,6 +109,28 @@ def assign_rewards(
             penalty = overlong_penalty(len(completion.sample.token_ids), max_tokens, truncation.buffer)
             completion.components["overlong"] = penalty
             completion.reward += penalty
+
+
+def tally(batch: Sequence[Completion]) -> dict[str, float]:
+    """What is logged of rewards, as sums over completions that add up over processes.
+
+    verdict/V: completions with that verdict. reward/NAME and n/reward/NAME: sum and number of the reward's values.
+    none/NAME: completions that it does not apply to, or had no score for (a judge that does not answer).
+    """
+    sums = {f"verdict/{verdict}": float(sum(c.verdict == verdict for c in batch)) for verdict in VERDICTS}
+    for name in sorted({name for c in batch for name in c.components}):
+        values = [value for c in batch if (value := c.components.get(name)) is not None]
+        sums[f"reward/{name}"] = math.fsum(values)
+        sums[f"n/reward/{name}"] = float(len(values))
+        sums[f"none/{name}"] = float(len(batch) - len(values))
+    return sums
+
+
+def component_means(sums: dict[str, float]) -> dict[str, float]:
+    """Takes `reward/NAME` and `n/reward/NAME` out of sums of `tally`; returns the means, NaN of nothing."""
+    names = [name for name in sums if name.startswith("reward/")]
+    pairs = {name: (sums.pop(name), sums.pop(f"n/{name}")) for name in names}
+    return {name: total / count if count else math.nan for name, (total, count) in pairs.items()}
 
 
 def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rewards.compose import VERDICTS
+from rl.experience import Completion, component_means, tally, uninformative
+
 if TYPE_CHECKING:
-    from rl.experience import Completion
     from rl.policy.backend import Backend
 
 
@@ -48,8 +50,6 @@ class GRPOLog:
 
     def batch(self, batch: Sequence[Completion]) -> None:
         """Of this process's completions."""
-        from rl.experience import uninformative
-
         scored = [c.reward for c in batch if not math.isnan(c.reward)]
         lengths = [len(c.sample.token_ids) for c in batch]
         self._add("n/completions", len(batch))
@@ -62,12 +62,8 @@ class GRPOLog:
         self._add("length/mean", sum(lengths))
         self._add("length/truncated", sum(c.truncated for c in batch))
         self._max("length/max", max(lengths, default=0))
-        for name in sorted({n for c in batch for n in c.components}):
-            values = [v for c in batch if (v := c.components.get(name)) is not None]
-            self._add(f"reward/{name}", math.fsum(values))
-            self._add(f"n/reward/{name}", len(values))
-        for verdict in ("correct", "wrong", "unparsed", "timeout"):
-            self._add(f"verdict/{verdict}", sum(c.verdict == verdict for c in batch))
+        for name, value in tally(batch).items():
+            self._add(name, value)
 
     def finish(self, backend: Backend) -> dict[str, float]:
         """Means over everything, the same on every process."""
@@ -99,8 +95,7 @@ class GRPOLog:
         for name in ("mismatch/k3", "mismatch/beyond_10pct"):
             if name in sums:
                 result[name] = _ratio(sums.pop(name), compared)
-        for name in [n for n in sums if n.startswith("reward/")]:
-            result[name] = _ratio(sums.pop(name), sums.pop(f"n/{name}"))
+        result |= component_means(sums)
         return {**result, **sums, **maxima}
 
     def _add(self, name: str, value: Tensor | float) -> None:
@@ -119,13 +114,15 @@ def step_line(step: int, steps: int, m: dict[str, float]) -> str:
         f"length {m['length/mean']:.0f}",
         f"grad {m['grad_norm']:.2g}",
     ]
+    if any(m[f"verdict/{verdict}"] for verdict in VERDICTS):
+        parts.append("answers " + " ".join(f"{m[f'verdict/{v}']:.0f} {v}" for v in VERDICTS if m[f"verdict/{v}"]))
     if "entropy" in m:
         parts.append(f"entropy {m['entropy']:.3f}")
     if "kl" in m:
         parts.append(f"kl {m['kl']:.2g}")
     if "mismatch/k3" in m:
         parts.append(f"mismatch {m['mismatch/k3']:.1g}")
-    parts += [f"{k} {v:.3f}" for k, v in m.items() if k.startswith("eval/") and k.endswith("avg")]
+    parts += [f"{k} {v:.3f}" for k, v in m.items() if k.startswith("eval/") and k.endswith("/avg")]
     timings = " ".join(f"{k.removeprefix('time/')} {v:.1f}" for k, v in m.items() if k.startswith("time/"))
     return ", ".join(parts) + f" | s: {timings}"
 

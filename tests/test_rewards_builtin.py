@@ -54,8 +54,8 @@ def test_scores_collect_verdicts_of_one_grading(monkeypatch: pytest.MonkeyPatch)
         calls += 1
         return original(*args, **kwargs)
 
-    monkeypatch.setitem(math_reward.__globals__, "grade_many", counting)
     rewards = [load_reward("format"), load_reward("math")]
+    monkeypatch.setitem(math_reward.__globals__, "grade_many", counting)
     scores = score(rewards, ["q"] * 4, COMPLETIONS, [[1]] * 4, {"answer": ANSWERS})
     assert scores.verdicts == ["correct", "wrong", "unparsed", None]
     assert scores.verdict_counts() == {"correct": 1, "wrong": 1, "unparsed": 1, "timeout": 0}

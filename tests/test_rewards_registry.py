@@ -10,7 +10,7 @@ import pytest
 
 from rewards import Reward, RewardError, RewardSpec, available_rewards, load_reward
 
-BUILT_INS = ["format", "integer", "math", "repetition", "soft_overlong"]
+BUILT_INS = ["cosine_length", "format", "integer", "judge", "language", "math", "repetition", "soft_overlong"]
 
 
 @pytest.fixture
@@ -119,6 +119,10 @@ def test_unknown_name_gives_the_nearest_and_the_list() -> None:
         ({"path": "mine.py:exact", "args": {"scale": 1}}, "takes no argument 'scale'; it takes: answer"),
         ({"path": "mine.py:brevity", "args": {"prompts": []}}, "'prompts' is passed by the trainer"),
         ({"name": "format", "args": {"stile": "think"}}, "takes no argument 'stile'; did you mean 'style'?"),
+        ({"name": "format", "args": {"style": "xml"}}, "reward 'format': style must be one of"),
+        ({"name": "soft_overlong", "args": {"max_length": 5, "buffer": 9}}, "need 0 < buffer <= max_length"),
+        ({"name": "judge", "args": {"url": "ftp://host"}}, "url must be http://"),
+        ({"name": "language", "args": {"target": "eng"}}, "unknown language code 'eng'; did you mean 'en'?"),
         ({"path": "no_such_package_here.sub:f"}, "no module named 'no_such_package_here'"),
     ],
 )
