@@ -117,7 +117,9 @@ def find_columns(rows: Iterable[Row], spec: ProblemSpec) -> dict[str, str]:
 def shape_row(row: Row, columns: Mapping[str, str], spec: ProblemSpec, gsm8k: bool) -> dict[str, Any]:
     """One row with our columns (the id still empty unless mapped) and its extras; DataError if it is bad."""
     get = {ours: _cell(row.values, theirs) for ours, theirs in columns.items()}
-    problem, prompt = _read_prompt(get.pop("prompt"), row.place, resolve_template(spec.template))
+    template = resolve_template(spec.template)
+    tests = _shown_tests(get.get("tests"), row.place) if "{tests}" in template.user else ""
+    problem, prompt = _read_prompt(get.pop("prompt"), row.place, template, tests)
     kind = get.pop("kind", spec.kind)
     if kind is not None and kind not in get_args(Kind):
         raise DataError(row.place, f"kind is {kind!r}", f"Use one of {', '.join(get_args(Kind))}.")
@@ -143,10 +145,18 @@ def shape_row(row: Row, columns: Mapping[str, str], spec: ProblemSpec, gsm8k: bo
     return shaped
 
 
-def _read_prompt(value: Any, place: str, template: TemplateSpec) -> tuple[str, list[dict[str, Any]]]:
+def _shown_tests(value: Any, place: str) -> str:
+    """Tests as a prompt shows them: one assert statement a line."""
+    if not isinstance(value, list) or not value or not all(isinstance(test, str) for test in value):
+        reason = "the template shows {tests}, and the column tests is no list of statements"
+        raise DataError(place, reason, "Map columns.tests to one, such as MBPP's test_list, or use template: code.")
+    return "\n".join(test.strip() for test in value)
+
+
+def _read_prompt(value: Any, place: str, template: TemplateSpec, tests: str) -> tuple[str, list[dict[str, Any]]]:
     """(statement, messages). Ready-made messages pass unchanged; their last turn is the statement."""
     if isinstance(value, str) and value.strip():
-        return value.strip(), to_messages(value.strip(), template)
+        return value.strip(), to_messages(value.strip(), template, tests)
     if not value or isinstance(value, str):
         raise DataError(place, "the prompt is missing or empty", "Mend the row, or set on_error: skip.")
     messages_ok = isinstance(value, list) and all(

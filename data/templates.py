@@ -27,7 +27,7 @@ class TemplateSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    user: str = "{problem}"  # the user's turn; must contain {problem}
+    user: str = "{problem}"  # the user's turn; must contain {problem}, may contain {tests} (of a code problem)
     system: str | None = None
     chat: bool | None = None  # None: the tokenizer's chat template if it has one; False: raw text
     prefill: str = ""  # the text that starts the assistant's reply
@@ -65,6 +65,15 @@ TEMPLATES: dict[str, TemplateSpec] = {
         completion="{reasoning}\n</think>\n\n\\boxed{{answer}}",
     ),
     "boxed": TemplateSpec(user="{problem}\nPlease reason step by step, and put your final answer within \\boxed{}."),
+    "code": TemplateSpec(
+        user="{problem}\n\nWrite the program in one ```python block.",
+        completion="{reasoning}\n```python\n{answer}\n```",
+    ),
+    # MBPP's statements do not name the function: its tests do (arXiv 2108.07732, section 3).
+    "code-tests": TemplateSpec(
+        user="{problem}\n\nYour code must pass these tests:\n{tests}\n\nWrite it in one ```python block.",
+        completion="{reasoning}\n```python\n{answer}\n```",
+    ),
     # For character-level models small enough to train on a CPU: as few characters as will do.
     "short-think": TemplateSpec(
         chat=False, prefill="<think>", completion="{reasoning}</think><answer>{answer}</answer>"
@@ -85,10 +94,11 @@ def resolve_template(template: str | TemplateSpec) -> TemplateSpec:
     return TEMPLATES[template]
 
 
-def to_messages(problem: str, template: str | TemplateSpec) -> list[dict[str, str]]:
+def to_messages(problem: str, template: str | TemplateSpec, tests: str = "") -> list[dict[str, str]]:
     """The chat messages for one problem: the system message, if the template has one, and the user's turn."""
     spec = resolve_template(template)
-    user = {"role": "user", "content": spec.user.replace("{problem}", problem)}
+    text = tests.join(part.replace("{problem}", problem) for part in spec.user.split("{tests}"))
+    user = {"role": "user", "content": text}
     return [user] if spec.system is None else [{"role": "system", "content": spec.system}, user]
 
 

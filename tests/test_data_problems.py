@@ -292,3 +292,24 @@ def test_generated_problems_load_like_any_other() -> None:
     assert len(problems) == 30 and set(problems["source"]) == {"synthetic/chain"}
     assert set(problems["kind"]) == {"integer"} and all(problems["reasoning"])
     assert describe_problems(spec) == (problems.column_names, 30)
+
+
+def test_a_template_that_shows_tests_needs_them(tmp_path) -> None:
+    rows = [
+        {"text": "a {tests} b", "test_list": [" assert f(1) == 2", "assert f(2) == 3 "]},
+        {"text": "no", "test_list": []},
+    ]
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    spec = {
+        "path": str(path),
+        "kind": "code",
+        "columns": {"prompt": "text", "tests": "test_list"},
+        "template": "code-tests",
+    }
+    with pytest.raises(DataError, match="tests is no list of statements.*template: code"):
+        load_problems(spec)
+    (problem,) = load_problems({**spec, "on_error": "skip"})
+    text = problem["prompt"][0]["content"]
+    assert text.startswith("a {tests} b\n")  # what a statement holds is not replaced
+    assert "\nassert f(1) == 2\nassert f(2) == 3\n" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from data import load_problems
 from recipes import grpo, metrics, run, write
 from rewards import available_rewards, load_reward, score
 from rewards.contract import check_reward
@@ -45,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_block_is_of_a_kind_that_is_tested_here() -> None:
     assert set(re.findall(r"^```(\w+)$", PAGE, re.MULTILINE)) == {"python", "yaml", "toml", "sh"}
     counts = {kind: len(blocks(kind)) for kind in ("python", "yaml", "toml", "sh")}
-    assert counts == {"python": 3, "yaml": 3, "toml": 1, "sh": 2}
+    assert counts == {"python": 3, "yaml": 4, "toml": 1, "sh": 2}
 
 
 def test_the_reward_of_five_lines_trains(folder: Path) -> None:
@@ -94,6 +96,15 @@ def test_the_recipes_are_valid_and_their_rewards_load(folder: Path) -> None:
         assert [load_reward(spec).weight for spec in recipe.rewards] == [spec.weight for spec in recipe.rewards]
 
 
+def test_the_code_problems_are_read(tmp_path: Path) -> None:
+    (block,) = [block for block in blocks("yaml") if "data:" in block]
+    spec = yaml.safe_load(block)["data"]
+    row = {"text": "Add.", "test_list": ["assert add(1, 2) == 3"], "test_setup_code": "", "code": "add = sum"}
+    (tmp_path / "mbpp.jsonl").write_text(json.dumps(row))
+    problems = load_problems({**spec, "hub": None, "path": str(tmp_path / "mbpp.jsonl")})
+    assert problems[0]["tests"] == row["test_list"] and row["test_list"][0] in problems[0]["prompt"][0]["content"]
+
+
 def test_the_entry_point_group() -> None:
     (entries,) = tomllib.loads(blocks("toml")[0])["project"]["entry-points"].items()
     assert entries == (ENTRY_POINT_GROUP, {"politeness": "my_package.rewards:politeness"})
@@ -112,15 +123,21 @@ def test_the_table_lists_every_built_in_with_its_args_and_defaults() -> None:
                 assert literal(written[arg]) == default, (name, arg)
 
 
-def test_the_table_of_the_judge_lists_its_args_and_defaults() -> None:
-    table = PAGE.partition("| arg | default | meaning |")[2].partition("\n\n")[0]
+@pytest.mark.parametrize("name", ["code", "judge"])
+def test_the_table_of_a_reward_lists_its_args_and_defaults(name: str) -> None:
+    table = PAGE.partition(f"\n### {name}\n")[2].partition("| arg | default | meaning |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| ([^|]*) \| ([^|]*) \|.*\|$", table, re.MULTILINE)
     written = {}
     for names, values in rows:
         written |= dict(zip(re.findall(r"`(\w+)`", names), values.split(", "), strict=True))
-    assert set(written) == set(settings("judge"))
-    for arg in ("mode", "low", "high", "part", "concurrency", "timeout_s", "retries", "backoff_s"):
-        assert literal(written[arg].strip("`")) == settings("judge")[arg], arg
+    assert set(written) == set(settings(name))
+    for arg, value in written.items():
+        default = settings(name)[arg]
+        if isinstance(default, str | int | float) and not (name == "judge" and arg == "rubric"):
+            written_default = (
+                {"false": False, "true": True}.get(value) if isinstance(default, bool) else literal(value.strip("`"))
+            )
+            assert written_default == default, arg
 
 
 def settings(name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from rewards import Reward, RewardError, RewardSpec, available_rewards, load_reward
 
-BUILT_INS = ["cosine_length", "format", "integer", "judge", "language", "math", "repetition", "soft_overlong"]
+BUILT_INS = ["code", "cosine_length", "format", "integer", "judge", "language", "math", "repetition", "soft_overlong"]
 
 
 @pytest.fixture
