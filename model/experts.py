@@ -1,0 +1,43 @@
+"""Routed experts: every token's K products, sorted by expert, in one grouped product. No token is ever dropped.
+
+T tokens of C channels, E experts of inner size I, K experts a token, R = T·K rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Experts(nn.Module):
+    """E SwiGLU networks: down_e(silu(gate_e x) · up_e x). Gate and up stand in one tensor [E, 2I, C]."""
+
+    def __init__(self, experts: int, channels: int, inner: int, implementation: str = "grouped"):
+        super().__init__()
+        self.implementation = implementation
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, channels))
+        self.down_proj = nn.Parameter(torch.empty(experts, channels, inner))
+
+    def forward(self, x_TC: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        """Σ_k weight_k · expert_{index_k}(x), [T, C]."""
+        experts, k = len(self.down_proj), index_TK.shape[-1]
+        order_R = index_TK.flatten().argsort(stable=True)  # rows by expert, then by token
+        count_E = torch.bincount(index_TK.flatten(), minlength=experts)
+        x_RC = x_TC[order_R // k]
+        y_RC = self._grouped(x_RC, count_E) if self.implementation == "grouped" else self._loop(x_RC, count_E)
+        place_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))
+        y_TKC = y_RC[place_R].unflatten(0, (-1, k))
+        return (y_TKC * weight_TK.unsqueeze(-1).to(y_TKC.dtype)).sum(1)
+
+    def _grouped(self, x_RC: Tensor, count_E: Tensor) -> Tensor:
+        ends_E = count_E.cumsum(0).to(torch.int32)
+        gate, up = F.grouped_mm(x_RC, self.gate_up_proj.transpose(1, 2), offs=ends_E).chunk(2, -1)
+        return F.grouped_mm(F.silu(gate) * up, self.down_proj.transpose(1, 2), offs=ends_E)
+
+    def _loop(self, x_RC: Tensor, count_E: Tensor) -> Tensor:
+        pieces = []
+        for expert, x in enumerate(x_RC.split(count_E.tolist())):
+            gate, up = F.linear(x, self.gate_up_proj[expert]).chunk(2, -1)
+            pieces.append(F.linear(F.silu(gate) * up, self.down_proj[expert]))
+        return torch.cat(pieces)
