@@ -160,10 +160,15 @@ class Expression:
             elif self.accept("mod"):
                 modulus = scalar(self.signed_power())
                 value = sympy.Mod(scalar(value), modulus) if modulus.is_nonzero else _refuse("mod 0")
-            elif self.begins_factor():
+            elif self.begins_factor() or self.follows_factorial():
                 value = multiply(value, self.power())
             else:
                 return value
+
+    def follows_factorial(self) -> bool:
+        """3!7! is a product, although 3 7 is not."""
+        token = self.peek()
+        return token is not None and token.kind == "number" and self.at > 0 and self.tokens[self.at - 1].text == "!"
 
     def signed_power(self) -> Value:
         if self.accept("-"):

@@ -12,7 +12,7 @@ from typing import Literal
 
 from .exact import exactly_equal, parse_number
 from .extract import Mode, answer_text, extract_answer, gold_answer
-from .latex import normalise
+from .latex import normalise, same_words
 
 Verdict = Literal["correct", "wrong", "unparsed", "timeout"]
 
@@ -117,7 +117,7 @@ def decide(answer: str, gold: str) -> bool | None:
     normalised = normalise(answer), normalise(gold)
     if not all(normalised):
         return False
-    if normalised[0] == normalised[1]:
+    if normalised[0] == normalised[1] or same_words(answer, gold):
         return True
     if max(len(answer), len(gold)) > MAX_SYMBOLIC:
         return False
