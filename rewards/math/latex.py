@@ -35,6 +35,7 @@ _FREE_BLANK = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
 
 _WORDS = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*")
 _GOES_ON = re.compile(r"(?:,|\.[0-9]+) ?\.\.\.?$")
+_HALF_DAY = re.compile(r"(?<=[0-9])\s*([ap])\.\s?m\.?$")
 _BLANKS = re.compile(r"\s+")
 
 _MAX_WRAPPERS = 8
@@ -49,7 +50,7 @@ def tidy(text: str) -> str:
     text = _THIN_GROUP.sub(",", text.translate(_UNICODE))
     text = _SPACE.sub(" ", _WIDE_SPACE.sub("  ", _MATH_MARK.sub("  ", FONTS.sub("", text))))
     text = _FRACTION_STYLE.sub(r"\\frac", _SIZING.sub("", text))
-    text = text.strip(" \t\r\n*`\"\u201c\u201d")
+    text = text.strip(' \t\r\n*`"\u201c\u201d')
     if _GOES_ON.search(text):  # 3.14... is not 3.14
         return text
     return text.rstrip(" \t\r\n*`.,;:\\")
@@ -76,6 +77,7 @@ def normalise(text: str) -> str:
     text = _TEXT_GROUP.sub(r"\1", text)
     if group or re.fullmatch(r"\([A-Za-z]\)", text):  # (C) and C name the same choice
         text = unwrap(text)
+    text = _HALF_DAY.sub(r"\1m", text.strip())
     return _FREE_BLANK.sub("", _BLANKS.sub(" ", text.strip()))
 
 

@@ -76,7 +76,9 @@ _STYLE = re.compile(
     r"|\\(?:overline|widehat|bar|hat)\s*\{\s*([A-Z][A-Z]+)\s*\}"  # a segment, an arc, an angle
 )
 # An accent makes another variable: the conjugate of z is not z. Over anything else it cannot be read.
-_ACCENT = re.compile(r"\\(bar|hat|overline|widehat|tilde)\s*(?:\{\s*([A-Za-z])\s*\}|(?<![a-z])\s([A-Za-z])(?![A-Za-z]))")
+_ACCENT = re.compile(
+    r"\\(bar|hat|overline|widehat|tilde)\s*(?:\{\s*([A-Za-z])\s*\}|(?<![a-z])\s([A-Za-z])(?![A-Za-z]))"
+)
 _ALIGNED = re.compile(r"(?<!\\)\\(?:begin|end)\s*\{(?:aligned|align|gathered|split)\*?\}")
 _NEXT_LINE = re.compile(r"(?<!\\)\\\\(?![\\A-Za-z])(?P<relation>[\s&]*=)?")
 _TOKEN = re.compile(
@@ -114,7 +116,9 @@ def tokenize(text: str, *, grouped: bool = True) -> list[Token]:
     text = _PERIODIC.sub(_periodic, text)
     text = FONTS.sub("", _DOUBLED.sub(r"\\", text))
     if _ALIGNED.search(text):  # lines are values, but one that begins with "=" goes on with the last
-        text = _NEXT_LINE.sub(lambda line: " = " if line["relation"] else " , ", _ALIGNED.sub(" ", text)).replace("&", " ")
+        text = _NEXT_LINE.sub(lambda line: " = " if line["relation"] else " , ", _ALIGNED.sub(" ", text)).replace(
+            "&", " "
+        )
     text = _STYLE.sub(r"{\1\2}", _ACCENT.sub(_accented, _IGNORED.sub(" ", text)))
     text = text.strip().rstrip(".,;:\\ \n")
     tokens: list[Token] = []
