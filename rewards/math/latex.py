@@ -35,7 +35,7 @@ _FREE_BLANK = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
 
 _WORDS = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*")
 _GOES_ON = re.compile(r"(?:,|\.[0-9]+) ?\.\.\.?$")
-_HALF_DAY = re.compile(r"(?<=[0-9])\s*([ap])\.\s?m\.?$")
+_HALF_DAY = re.compile(r"(?<=[0-9])\s*([ap])\.?\s?m\.?$")
 _BLANKS = re.compile(r"\s+")
 
 _MAX_WRAPPERS = 8
@@ -77,7 +77,7 @@ def normalise(text: str) -> str:
     text = _TEXT_GROUP.sub(r"\1", text)
     if group or re.fullmatch(r"\([A-Za-z]\)", text):  # (C) and C name the same choice
         text = unwrap(text)
-    text = _HALF_DAY.sub(r"\1m", text.strip())
+    text = _HALF_DAY.sub(r" \1m", text.strip())
     return _FREE_BLANK.sub("", _BLANKS.sub(" ", text.strip()))
 
 
