@@ -34,7 +34,7 @@ _FRACTION_STYLE = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _FREE_BLANK = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
 
 _WORDS = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*")
-_GOES_ON = re.compile(r"(?:,|\.[0-9]+) ?\.\.\.?$")
+GOES_ON = re.compile(r"(?:,|\.[0-9]+) ?\.\.\.?$")
 _HALF_DAY = re.compile(r"(?<=[0-9])\s*([ap])\.?\s?m\.?$")
 _BLANKS = re.compile(r"\s+")
 
@@ -51,7 +51,7 @@ def tidy(text: str) -> str:
     text = _SPACE.sub(" ", _WIDE_SPACE.sub("  ", _MATH_MARK.sub("  ", FONTS.sub("", text))))
     text = _FRACTION_STYLE.sub(r"\\frac", _SIZING.sub("", text))
     text = text.strip(' \t\r\n*`"\u201c\u201d')
-    if _GOES_ON.search(text):  # 3.14... is not 3.14
+    if GOES_ON.search(text):  # 3.14... is not 3.14
         return text
     return text.rstrip(" \t\r\n*`.,;:\\")
 

@@ -3,7 +3,7 @@ r"""Tokens of LaTeX and of plain mathematics: `\frac{1}{2}`, `sqrt(2)/2`, `√2 
 import re
 from typing import NamedTuple
 
-from .latex import FONTS, FULL_WIDTH, TEXT_COMMAND
+from .latex import FONTS, FULL_WIDTH, GOES_ON, TEXT_COMMAND
 
 MAX_CHARS = 10_000
 MAX_TOKENS = 6_000
@@ -120,7 +120,8 @@ def tokenize(text: str, *, grouped: bool = True) -> list[Token]:
             "&", " "
         )
     text = _STYLE.sub(r"{\1\2}", _ACCENT.sub(_accented, _IGNORED.sub(" ", text)))
-    text = text.strip().rstrip(".,;:\\ \n")
+    text = text.strip()
+    text = text if GOES_ON.search(text) else text.rstrip(".,;:\\ \n")
     tokens: list[Token] = []
     position, spaced = 0, False
     while position < len(text):
