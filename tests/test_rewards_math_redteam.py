@@ -9,6 +9,8 @@ from rewards.math.extract import extract_answer
 
 # (answer, gold) that were paid.
 PAID = [
+    (r"\boxed{0, 1}", "1,000,000"),
+    (r"\boxed{100, 1}", "1,100,100"),
     (r"\boxed{73 \quad 74}", "7374"),
     (r"\boxed{1 \quad 234}", "1234"),
     ("$73$ $74$", "7374"),
@@ -43,10 +45,10 @@ PAID = [
 ]
 # (response, gold) that were refused.
 REFUSED = [
-    ('```json\n{"reasoning": "so it is 15.", "answer": 15\n}\n```', "15"),
+    ('```json\n{"reasoning": "so it is \\( a \\).", "answer": 15\n}\n```', "15"),
     ('### Final Answer:\n```json\n{"reasoning": "bla", "answer": 15.0}\n```', "15"),
-    ('{"answer": "\\\\frac{\\\\sqrt{6}}{2}"}', r"\frac{\sqrt6}{2}"),
-    ('{"answer": "\\frac{\\sqrt{6}}{2}"}', r"\frac{\sqrt6}{2}"),
+    ('{"r": "is \\( x \\).", "answer": "\\\\frac{\\\\sqrt{6}}{2}"}', r"\frac{\sqrt6}{2}"),
+    ('{"r": "is \\( x \\).", "answer": "\\frac{\\sqrt{6}}{2}"}', r"\frac{\sqrt6}{2}"),
     ('{"reasoning": "both", "answer": ["B", "F"]}', "B, F"),
     ("<answer>The answer is 73</answer>", "73"),
     (r"\boxed{\text{Answer: } 73}", "73"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import sympy
 
+from .exact import parse_number
 from .extract import box_contents
 from .identity import equal_scalars
 from .latex import tidy
@@ -29,7 +30,7 @@ def equal_answers(answer: str, gold: str) -> bool:
     if chosen is not None:
         return chosen
     for grouped in (True, False):
-        if not grouped and not (_groups_digits(answer) or _groups_digits(gold)):
+        if not grouped and not _may_list_digits(answer, gold):
             break
         try:
             if equal_values(_parse(answer, grouped), _parse(gold, grouped)):
@@ -45,6 +46,15 @@ def equal_answers(answer: str, gold: str) -> bool:
         ):
             continue  # sympy raises these on odd expressions: not shown to be equal
     return False
+
+
+def _may_list_digits(answer: str, gold: str) -> bool:
+    """May `1,234` on either side be two values? Not for a number like 1,000,000, which is no set of 0 and 1."""
+    if not (_groups_digits(answer) or _groups_digits(gold)):
+        return False
+    if parse_number(answer) is None and parse_number(gold) is None:
+        return True
+    return re.sub(r"[\s$]", "", answer) == re.sub(r"[\s$]", "", gold)
 
 
 def _groups_digits(text: str) -> bool:
