@@ -45,10 +45,9 @@ PAID = [
 ]
 # (response, gold) that were refused.
 REFUSED = [
-    ('```json\n{"reasoning": "so it is \\( a \\).", "answer": 15\n}\n```', "15"),
     ('### Final Answer:\n```json\n{"reasoning": "bla", "answer": 15.0}\n```', "15"),
-    ('{"r": "is \\( x \\).", "answer": "\\\\frac{\\\\sqrt{6}}{2}"}', r"\frac{\sqrt6}{2}"),
-    ('{"r": "is \\( x \\).", "answer": "\\frac{\\sqrt{6}}{2}"}', r"\frac{\sqrt6}{2}"),
+    ('### Final Answer:\n```json\n{"r": "is \\( x \\).", "answer": "\\\\frac{\\\\sqrt{6}}{2}"}', r"\frac{\sqrt6}{2}"),
+    ('### Final Answer:\n```json\n{"r": "is \\( x \\).", "answer": "\\frac{\\sqrt{6}}{2}"}', r"\frac{\sqrt6}{2}"),
     ('{"reasoning": "both", "answer": ["B", "F"]}', "B, F"),
     ("<answer>The answer is 73</answer>", "73"),
     (r"\boxed{\text{Answer: } 73}", "73"),
