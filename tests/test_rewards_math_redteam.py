@@ -79,6 +79,10 @@ REFUSED = [
 ]
 # Neighbours of the cases above that must stay as they were.
 KEPT = [
+    (r"\boxed{2 h + 3 m}", "3 m + 2 h", True),
+    (r"\boxed{2h + 3m}", "3m + 2h", True),
+    ('{"answer": "73 or 74"}', "73", False),
+    ('{"answer": [73, 74]}', "73", False),
     (r"\boxed{73 \text{ or more}}", "73", False),
     (r"\boxed{3\text{ to } 4}", "3", False),
     (r"\boxed{73 \text{ times } 2}", "73", False),

@@ -22,6 +22,8 @@ _ASSIGNED = re.compile(
     r"(?P<sign>=|<|>|≤|≥|∈|\\(?:leq?|geq?|in)(?![a-z]))(?P<rest>.*)",
     re.DOTALL,
 )
+_LENGTH = 300
+_VARIABLE = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _SEVERAL = re.compile(r",|;|\\text|\b(?:and|or)\b|\\q?quad")
 _FUNCTION_NAMES = frozenset("fghy")
 
@@ -49,9 +51,11 @@ def conflicting(answer: str, gold: str) -> bool:
     return names[0] not in other["rest"] and names[1] not in one["rest"]  # y = 2x may be written x = y/2
 
 
-_LENGTH = 300
-
-
 def _unit(text: str) -> str | None:
     found = _WORD.search(text)
-    return _UNITS.get(found[1]) if found and any(char.isdigit() for char in text[: found.start()]) else None
+    before = text[: found.start()] if found else ""
+    if found is None or not any(char.isdigit() for char in before):
+        return None
+    if len(found[1]) == 1 and (not before.endswith(" ") or _VARIABLE.search(before)):
+        return None  # 3 s + 5 m is a sum of products
+    return _UNITS.get(found[1])
