@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import sympy
 
+from .exact import parse_number
 from .extract import box_contents
 from .identity import equal_scalars
 from .latex import tidy
@@ -29,7 +30,7 @@ def equal_answers(answer: str, gold: str) -> bool:
     if chosen is not None:
         return chosen
     for grouped in (True, False):
-        if not grouped and not (_groups_digits(answer) or _groups_digits(gold)):
+        if not grouped and not _may_list_digits(answer, gold):
             break
         try:
             if equal_values(_parse(answer, grouped), _parse(gold, grouped)):
@@ -45,6 +46,15 @@ def equal_answers(answer: str, gold: str) -> bool:
         ):
             continue  # sympy raises these on odd expressions: not shown to be equal
     return False
+
+
+def _may_list_digits(answer: str, gold: str) -> bool:
+    """May `1,234` on either side be two values? Not for a number like 1,000,000, which is no set of 0 and 1."""
+    if not (_groups_digits(answer) or _groups_digits(gold)):
+        return False
+    if parse_number(answer) is None and parse_number(gold) is None:
+        return True
+    return re.sub(r"[\s$]", "", answer) == re.sub(r"[\s$]", "", gold)
 
 
 def _groups_digits(text: str) -> bool:
@@ -131,8 +141,10 @@ def _equal_lists(answer: Value, gold: Value) -> bool:
         return _equal_as_regions(answer, gold)
     for one, other in ((answer, gold), (gold, answer)):
         if isinstance(one, Bracketed):
-            ordered = isinstance(other, Listing) and one.opening in ("(", "langle")
-            return ordered and _equal_sequences(_valued(one.items), _valued(other.items))  # type: ignore[union-attr]
+            if not isinstance(other, Listing) or one.opening not in ("(", "langle"):
+                return False
+            items = _in_order(other)
+            return items is not None and _equal_sequences(_valued(one.items), _valued(items))
         if not isinstance(one, Listing | Braces):
             items = _flat(other)
             return isinstance(other, Braces) and len(items) == 1 and equal_values(one, items[0])
@@ -143,6 +155,18 @@ def _flat(value: Value) -> list[Value]:
     if isinstance(value, Listing | Braces):
         return [item for inner in value.items for item in (_flat(inner) if isinstance(inner, Listing) else [inner])]
     return [value]
+
+
+def _in_order(listing: Listing) -> list[Value] | None:
+    """The items as the entries of a tuple: y = 1, x = 2 is the point (2, 1). None for what is no point."""
+    names = [item.names[0] if isinstance(item, Relation) else None for item in listing.items]
+    if not any(names):
+        return list(listing.items)
+    if listing.joiner == "or" or len(set(names)) < len(names):
+        return None
+    if not any({*names} <= {*axes} for axes in ("xyz", "abcd")):
+        return list(listing.items)
+    return [item for _, item in sorted(zip(names, listing.items, strict=True), key=lambda pair: str(pair[0]))]
 
 
 def _valued(items: Sequence[Value]) -> list[Value]:
@@ -197,6 +221,8 @@ def value_of(value: Value | None, *, trusted: bool) -> Value | None:
     sides, names, plain, operators = list(value.sides), list(value.names), list(value.plain), list(value.operators)
     if "approx" in operators:
         end = operators.index("approx") + 1
+        if any(plain[end - 1 :]) and plain[end - 1] and _other_integer(sides[end - 1], sides[-1]):
+            return None  # 73 ≈ 74 offers two values
         exact = [side for side, name in zip(sides[:end], names[:end], strict=True) if name is None]
         if exact:
             sides, names, plain, operators = sides[:end], names[:end], plain[:end], operators[: end - 1]
@@ -215,6 +241,10 @@ def value_of(value: Value | None, *, trusted: bool) -> Value | None:
     supported = any(agrees for agrees, _ in computed)
     contradicted = any(stated and not agrees for agrees, stated in computed)
     return last if names[0] is not None and (supported or not contradicted) else None
+
+
+def _other_integer(exact: Value | None, rounded: Value | None) -> bool:
+    return isinstance(exact, sympy.Integer) and isinstance(rounded, sympy.Number) and exact != rounded
 
 
 def _equal_relations(answer: Value, gold: Value) -> bool:
@@ -291,6 +321,8 @@ def _equal_matrices(answer: Value, gold: Value) -> bool:
     if isinstance(answer, sympy.MatrixBase) and isinstance(gold, sympy.MatrixBase):
         return answer.shape == gold.shape and all(map(equal_scalars, answer.flat(), gold.flat()))
     for matrix, other in ((answer, gold), (gold, answer)):
+        if isinstance(matrix, sympy.MatrixBase) and matrix.shape == (1, 1) and isinstance(other, sympy.Expr):
+            return equal_values(matrix[0, 0], other)
         if isinstance(matrix, sympy.MatrixBase) and isinstance(other, Bracketed) and 1 in matrix.shape:
             return other.opening in ("(", "langle") and _equal_sequences(matrix.flat(), other.items)
     return False

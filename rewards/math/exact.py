@@ -44,8 +44,8 @@ _DECIMAL = re.compile(r"\.([0-9]+)[^0-9.]*$")
 # The left side of `m+n = 73`: a name or a sum of names, without coefficients.
 _NAME = re.compile(
     r"(?:\\(?:text|mathrm|operatorname)\{[A-Za-z ]*\}"
-    r"|\\(?:angle|overline|triangle|alpha|beta|theta)(?![A-Za-z])"
-    r"|[A-Za-z]|_(?:[0-9A-Za-z]|\{[0-9A-Za-z]+\})|\([A-Za-z0-9, ]*\)|[|+' {}-])+"
+    r"|\\(?:angle|overline|triangle|alpha|beta|theta|max|min|gcd|det)(?![A-Za-z])|\\#|\[[A-Z]+\]|\^\{-1\}(?=\()"
+    r"|[A-Z]{2}\^(?:2|\{2\})|[A-Za-z]|_(?:[0-9A-Za-z]|\{[0-9A-Za-z]+\})|\([A-Za-z0-9, ]*\)|[|+' {}-])+"
 )
 _MAX_NAME = 64
 _DECIMAL_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")

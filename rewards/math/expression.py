@@ -13,17 +13,29 @@ from collections.abc import Callable
 import sympy
 
 from . import bounded
+from .cursor import PAIRS, Cursor, opens, split
+from .operations import (
+    BASES,
+    DEGREE,
+    INVERSES,
+    add,
+    apply,
+    based,
+    determinant,
+    matrix_power,
+    multiply,
+    only,
+    refuse,
+    scalar,
+    several,
+)
 from .tokens import FUNCTIONS, Token, Unreadable
 from .values import Bracketed, Region, Value
 
 MAX_DEPTH = 40
-DEGREE = sympy.Symbol("degree", positive=True)  # a unit: 90° is compared with 90 and, inside sin, is pi/2
 
 Inner = Callable[[list[Token], int], Value]
 
-_PAIRS = {"(": (")", "]"), "[": ("]", ")"), "{": ("}",), "{set": ("}set",),
-          "lfloor": ("rfloor",), "lceil": ("rceil",), "langle": ("rangle",)}  # fmt: skip
-_CLOSING = {close for closes in _PAIRS.values() for close in closes}
 _CONSTANTS = {"pi": sympy.pi, "infty": sympy.oo}
 _SETS = {"R": sympy.Reals, "Z": sympy.Integers, "N": sympy.Naturals, "Q": sympy.Rationals, "C": sympy.Complexes,
          "emptyset": sympy.EmptySet}  # fmt: skip
@@ -31,30 +43,9 @@ GREEK = frozenset(
     """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega
     Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell""".split()
 )
-_SIMPLE = {
-    "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,
-    "asin": sympy.asin, "acos": sympy.acos, "atan": sympy.atan, "acot": sympy.acot, "asec": sympy.asec,
-    "acsc": sympy.acsc, "sinh": sympy.sinh, "cosh": sympy.cosh, "tanh": sympy.tanh, "coth": sympy.coth,
-    "arcsinh": sympy.asinh, "arccosh": sympy.acosh, "arctanh": sympy.atanh, "floor": sympy.floor,
-    "ceil": sympy.ceiling, "ceiling": sympy.ceiling, "abs": sympy.Abs,
-}  # fmt: skip
-_CIRCULAR = frozenset(["sin", "cos", "tan", "cot", "sec", "csc"])
-_INVERSES = {"sin": sympy.asin, "cos": sympy.acos, "tan": sympy.atan, "cot": sympy.acot, "sec": sympy.asec,
-             "csc": sympy.acsc}  # fmt: skip
-_SEVERAL = {"gcd": sympy.gcd, "lcm": sympy.lcm, "max": sympy.Max, "min": sympy.Min}
 # Letters that are read as functions before a parenthesis: f(x), but n(n + 1) is a product.
 _FUNCTION_LETTERS = frozenset("fghFGHW")
 _FOLDS = {"sum": sympy.Add, "prod": sympy.Mul}
-
-
-def opens(token: Token) -> bool:
-    """Does the token begin a bracket?"""
-    return token.kind == "begin" or token.kind in ("symbol", "command") and token.text in _PAIRS
-
-
-def closes(token: Token) -> bool:
-    """Does the token end a bracket?"""
-    return token.kind == "end" or token.kind in ("symbol", "command") and token.text in _CLOSING
 
 
 def symbol(name: str) -> sympy.Symbol:
@@ -62,14 +53,14 @@ def symbol(name: str) -> sympy.Symbol:
     return sympy.Symbol(name, real=True)
 
 
-class Expression:
+class Expression(Cursor):
     """One pass over the tokens of one expression. `inner` reads what stands inside brackets."""
 
     def __init__(self, tokens: list[Token], inner: Inner, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise Unreadable("too deep")
-        self.tokens, self.inner, self.depth = tokens, inner, depth
-        self.at = 0
+        super().__init__(tokens)
+        self.inner, self.depth = inner, depth
         self.bars = 0
 
     def parse(self) -> Value:
@@ -77,38 +68,6 @@ class Expression:
         if self.at < len(self.tokens):
             raise Unreadable(f"unexpected {self.tokens[self.at].text!r}")
         return value
-
-    # -- reading tokens ----------------------------------------------------------------------------
-
-    def peek(self) -> Token | None:
-        return self.tokens[self.at] if self.at < len(self.tokens) else None
-
-    def sees(self, *texts: str) -> bool:
-        token = self.peek()
-        return token is not None and token.kind in ("symbol", "command") and token.text in texts
-
-    def take(self) -> Token:
-        if self.at >= len(self.tokens):
-            raise Unreadable("ends too early")
-        self.at += 1
-        return self.tokens[self.at - 1]
-
-    def accept(self, *texts: str) -> bool:
-        if self.sees(*texts):
-            self.at += 1
-            return True
-        return False
-
-    def group(self) -> tuple[str, list[Token], str]:
-        """The bracket that begins here: its opening, what is inside, its closing."""
-        start = self.at
-        depth = 0
-        for index in range(start, len(self.tokens)):
-            depth += opens(self.tokens[index]) - closes(self.tokens[index])
-            if depth == 0:
-                self.at = index + 1
-                return self.tokens[start].text, self.tokens[start + 1 : index], self.tokens[index].text
-        raise Unreadable("a bracket is not closed")
 
     def sub(self, tokens: list[Token]) -> Value:
         return self.inner(tokens, self.depth + 1)
@@ -159,11 +118,16 @@ class Expression:
                 value = bounded.quotient(scalar(value), scalar(self.signed_power()))
             elif self.accept("mod"):
                 modulus = scalar(self.signed_power())
-                value = sympy.Mod(scalar(value), modulus) if modulus.is_nonzero else _refuse("mod 0")
-            elif self.begins_factor():
+                value = sympy.Mod(scalar(value), modulus) if modulus.is_nonzero else refuse("mod 0")
+            elif self.begins_factor() or self.follows_factorial():
                 value = multiply(value, self.power())
             else:
                 return value
+
+    def follows_factorial(self) -> bool:
+        """3!7! is a product, although 3 7 is not."""
+        token = self.peek()
+        return token is not None and token.kind == "number" and self.at > 0 and self.tokens[self.at - 1].text == "!"
 
     def signed_power(self) -> Value:
         if self.accept("-"):
@@ -209,7 +173,7 @@ class Expression:
             return multiply(base, DEGREE)
         exponent = self.exponent()
         if isinstance(base, sympy.MatrixBase):
-            return _matrix_power(base, exponent)
+            return matrix_power(base, exponent)
         return bounded.power(scalar(base), exponent)
 
     def exponent(self) -> sympy.Expr:
@@ -242,7 +206,7 @@ class Expression:
     def number(self, token: Token) -> Value:
         value = sympy.Rational(token.text)
         if self.accept("_"):
-            return _based(token.text, self.scalar_argument())
+            return based(token.text, self.base())
         if value.is_Integer and self.sees("frac"):
             start = self.at
             fraction = scalar(self.atom())
@@ -254,6 +218,13 @@ class Expression:
             self.at = start
         return value
 
+    def base(self) -> sympy.Expr:
+        """What stands below a number: `2`, `{16}`, `\\text{two}`."""
+        tokens = self.group()[1] if self.sees("{") else [self.take()]
+        if len(tokens) == 1 and tokens[0].kind == "text":
+            return BASES.get(tokens[0].text.casefold(), sympy.Integer(0))
+        return scalar(self.sub(tokens))
+
     def named(self, name: str) -> Value:
         name += self.subscript()
         if name == "e":
@@ -263,7 +234,7 @@ class Expression:
         token = self.peek()
         if name[0] in _FUNCTION_LETTERS and token is not None and token.text == "(" and not token.spaced:
             inside = self.sub(self.group()[1])
-            return sympy.Function(name)(*(scalar(item) for item in _several(inside)))
+            return sympy.Function(name)(*(scalar(item) for item in several(inside)))
         return symbol(name)
 
     def subscript(self) -> str:
@@ -283,17 +254,19 @@ class Expression:
         if not self.accept("|"):
             raise Unreadable("a bar is not closed")
         if isinstance(inside, sympy.MatrixBase):
-            return _determinant(inside)
+            return determinant(inside)
         return sympy.Abs(scalar(inside))
 
     def bracket(self) -> Value:
         bars, self.bars = self.bars, 0
         opening, tokens, closing = self.group()
         self.bars = bars
-        if closing not in _PAIRS[opening]:
+        if closing not in PAIRS[opening]:
             raise Unreadable("brackets do not match")
         if opening in ("lfloor", "lceil"):
             return (sympy.floor if opening == "lfloor" else sympy.ceiling)(scalar(self.sub(tokens)))
+        if len(tokens) == 1 and tokens[0].kind == "number" and self.accept("_"):  # (1011)_2
+            return based(tokens[0].text, self.base())
         return self.sub([Token("symbol", opening, False), *tokens, Token("symbol", closing, False)])
 
     def command(self, name: str) -> Value:
@@ -337,9 +310,9 @@ class Expression:
             elif self.accept("^"):
                 exponent = self.exponent()
         values = self.arguments()
-        if name in _INVERSES and exponent == -1:
-            return _INVERSES[name](_only(values))
-        result = _apply(name, values, base)
+        if name in INVERSES and exponent == -1:
+            return INVERSES[name](only(values))
+        result = apply(name, values, base)
         return result if exponent is None else bounded.power(result, exponent)
 
     def arguments(self) -> list[Value]:
@@ -348,7 +321,7 @@ class Expression:
             if self.sees("|", "lfloor"):
                 return [self.atom()]
             _, tokens, _ = self.group()
-            return _several(self.sub(tokens))
+            return several(self.sub(tokens))
         if self.peek() is not None and self.tokens[self.at].kind == "begin":
             return [self.matrix()]
         value = self.signed_power()
@@ -384,121 +357,7 @@ class Expression:
         if not rows or len({len(row) for row in rows}) > 1:
             raise Unreadable("a ragged matrix")
         entries = sympy.ImmutableMatrix([[scalar(self.sub(cell)) for cell in row] for row in rows])
-        return _determinant(entries) if environment == "vmatrix" else entries
-
-
-def split(tokens: list[Token], *separators: str) -> list[list[Token]]:
-    """The tokens between separators that stand outside every bracket."""
-    parts: list[list[Token]] = [[]]
-    depth = 0
-    for token in tokens:
-        depth += opens(token) - closes(token)
-        if depth == 0 and token.kind in ("symbol", "command") and token.text in separators:
-            parts.append([])
-        else:
-            parts[-1].append(token)
-    return parts
-
-
-def scalar(value: Value) -> sympy.Expr:
-    """The value as a number or an expression; a bracket of one item is the item."""
-    if isinstance(value, sympy.MatrixBase) and value.shape == (1, 1):
-        return value[0, 0]
-    if not isinstance(value, sympy.Expr) or isinstance(value, sympy.MatrixBase):
-        raise Unreadable("not a scalar")
-    return value
-
-
-def add(left: Value, right: Value, negative: bool) -> Value:
-    """left + right, or left - right, of two scalars or two matrices."""
-    if isinstance(left, sympy.MatrixBase) and isinstance(right, sympy.MatrixBase):
-        if left.shape != right.shape:
-            raise Unreadable("shapes differ")
-        return left - right if negative else left + right
-    a, b = scalar(left), scalar(right)
-    return bounded.finite(a - b if negative else a + b)
-
-
-def multiply(left: Value, right: Value) -> Value:
-    """The product of scalars and matrices."""
-    if isinstance(left, sympy.MatrixBase) and isinstance(right, sympy.MatrixBase):
-        if left.shape[1] != right.shape[0]:
-            raise Unreadable("shapes differ")
-        return left * right
-    if isinstance(left, sympy.MatrixBase):
-        return left * scalar(right)
-    if isinstance(right, sympy.MatrixBase):
-        return scalar(left) * right
-    return bounded.product(scalar(left), scalar(right))
-
-
-def _several(value: Value) -> list[Value]:
-    items = getattr(value, "items", None)
-    return list(items) if isinstance(items, tuple) else [value]
-
-
-def _only(values: list[Value]) -> sympy.Expr:
-    if len(values) != 1:
-        raise Unreadable("one argument expected")
-    return scalar(values[0])
-
-
-def _apply(name: str, values: list[Value], base: sympy.Expr | None) -> sympy.Expr:
-    if any(isinstance(value, sympy.Expr) and bounded.nesting(value) >= bounded.MAX_NESTING for value in values):
-        raise Unreadable("functions nested too deep")
-    if name in ("ln", "log", "lg"):
-        argument = _only(values)
-        if argument.is_zero:
-            raise Unreadable("log 0")
-        result = sympy.log(argument)
-        base = sympy.Integer(10) if name == "lg" else base
-        return result if base is None else bounded.quotient(result, sympy.log(base))
-    if name in _SEVERAL:
-        return _SEVERAL[name](*(scalar(value) for value in values))
-    if name == "exp":
-        return bounded.power(sympy.E, _only(values))
-    if name == "det" and len(values) == 1 and isinstance(values[0], sympy.MatrixBase):
-        return _determinant(values[0])
-    if name == "factorial":
-        return bounded.factorial(_only(values))
-    if name == "binom":
-        return bounded.binomial(scalar(values[0]), scalar(values[1])) if len(values) == 2 else _refuse("binom")
-    if name not in _SIMPLE:
-        raise Unreadable(f"{name} cannot be computed")
-    argument = _only(values)
-    if name in _CIRCULAR:
-        argument = argument.subs(DEGREE, sympy.pi / 180)
-    return bounded.finite(_SIMPLE[name](argument))
-
-
-def _determinant(matrix: sympy.MatrixBase) -> sympy.Expr:
-    if matrix.shape[0] != matrix.shape[1] or matrix.shape[0] > bounded.MAX_DETERMINANT:
-        raise Unreadable("a determinant too large")
-    return matrix.det()
-
-
-def _matrix_power(matrix: sympy.MatrixBase, exponent: sympy.Expr) -> sympy.MatrixBase:
-    name = str(exponent)
-    if name == "T":
-        return matrix.T
-    if not (exponent.is_Integer and 0 <= exponent <= 10) or matrix.shape[0] != matrix.shape[1]:
-        raise Unreadable("a matrix power")
-    return matrix**exponent
-
-
-def _based(digits: str, base: sympy.Expr) -> sympy.Expr:
-    """1011_2: equal only to numbers in the same base, so that repeating a conversion's question does not pay."""
-    if not base.is_Integer or not 2 <= base <= 36 or not digits.isdigit():
-        raise Unreadable("an unknown base")
-    try:
-        value = sympy.Integer(int(digits, int(base)))
-    except ValueError:
-        raise Unreadable("a digit beyond the base") from None
-    return value if base == 10 else sympy.Function(f"base{base}")(value)
-
-
-def _refuse(reason: str) -> sympy.Expr:
-    raise Unreadable(reason)
+        return determinant(entries) if environment == "vmatrix" else entries
 
 
 def interval_ends(value: Bracketed) -> tuple[sympy.Expr, sympy.Expr] | None:

@@ -36,7 +36,12 @@ def extract_answer(response: str, *, mode: Mode = "any") -> str | None:
         return None
     marks, unfinished = _scan(text)
     found: str | None = None
-    closing = _closing_line(text, after=marks[-1].end) if marks and not unfinished and mode == "any" else None
+    closing: str | None = None
+    if mode == "any" and not unfinished:
+        after = marks[-1].end if marks else 0
+        closing = _json_answer(text, after)
+        if closing is None and marks:
+            closing = _closing_line(text, after)
     if closing is not None:
         found = closing
     elif marks or unfinished:
@@ -45,7 +50,7 @@ def extract_answer(response: str, *, mode: Mode = "any") -> str | None:
         found = _after_phrase(text)
         if found is None:
             found = _without_marks(text) if _is_bare(text) else _last_mathematics(text)
-    return (found or "").strip() or None
+    return _LABEL.sub("", found or "").strip() or None
 
 
 def gold_answer(gold: str) -> str:
@@ -79,6 +84,13 @@ _TOKEN = re.compile(
 _MAX_NESTING = 8
 _MAX_GAP = 40
 _GLUE = re.compile(r"(?:\s|\$|\\[()\[\],;! ]|\\q?quad|[,;/|&+])*")
+_DENIED = re.compile(r"(?:\bnot|\bnever|n't|\\neq?|\\not\s*=|≠)(?: be| equal(?: to)?)?[\s$*]*(?:\\[(\[])?\s*$")
+_MINUS = re.compile(r"(?:[=$]|\\[(\[])\s*[-\u2212]\s*$")
+_LABEL = re.compile(
+    r"^\s*(?:\\text(?:bf)?\s*\{\s*(?:the )?(?:final |correct )?answer(?: is)?\s*:?\s*\}"
+    r"|(?:the )?(?:final |correct )?answer(?: is\b|\s*:))\s*:?",
+    re.IGNORECASE,
+)
 _NEXT_NAME = re.compile(r"[A-Za-z](?:_\{?[0-9a-z]\}?)?(?:\([a-z]\))?\s*=\s*$")  # and y = \boxed{..}
 _CONNECTOR = re.compile(r"\b(?:or|and|alternatively|maybe|possibly)\b|[或和]")
 
@@ -130,6 +142,9 @@ def _last_mark(text: str, marks: list[_Mark], unfinished: list[int]) -> str | No
             break
         last = siblings[-1]
         found = text[last.inner : last.inner_end]
+        before = text[max(0, last.start - _MAX_GAP) : last.start]
+        if not last.is_tag and _DENIED.search(before):
+            return None
         if not found.strip() or any(start > last.start for start in unfinished):
             return None
         first = len(siblings) - 1
@@ -140,7 +155,11 @@ def _last_mark(text: str, marks: list[_Mark], unfinished: list[int]) -> str | No
         inside = [mark for mark in marks if mark.start >= last.inner and mark.end <= last.inner_end]
         # A tag may hold prose around its box; a box counts as wrapping another only if it holds nothing else.
         if not last.is_tag and not any(found.strip() == text[mark.start : mark.end] for mark in inside[:1]):
+            if _MINUS.search(before):  # $-\\boxed{73}$
+                found = f"-{found}" if found.strip().isdigit() else f"-({found})"
             break
+    if found and last.is_tag and _PROSE.search(found):
+        found = _after_phrase(found) or found
     return found
 
 
@@ -174,7 +193,7 @@ def box_contents(text: str) -> list[str]:
 # -- prose -----------------------------------------------------------------------------------------
 
 _PHRASE = re.compile(
-    r"\banswer\b[\s*_]*(?:(?:is|are|equals)\b[\s*_]*:?|[:=\uff1a])[\s*_]*"
+    r"\banswer\b[\s*_]*(?:(?:is|are|equals)\b[\s*_]*:?|[:=\uff1a]|[-\u2013\u2014](?=\s))[\s*_]*(?:```[a-z]*\s*)?"
     r"|####\s*:?\s*|答案(?:是|为|[:\uff1a])\s*",
     re.IGNORECASE,
 )
@@ -201,6 +220,26 @@ _LEFTOVER = re.compile(r"^(?:[\s,*_)}\]~]|\\[,;: ]|(?:and|or|to)\b)+|[\s,*_({\[~
 _CLOSING_LINE = re.compile(
     r"\bfinal answer is:?\s*(?:\$(?P<dollar>[^$\n]{1,300})\$|\\\((?P<round>[^\n]{1,300}?)\\\))", re.IGNORECASE
 )
+
+
+# {"reasoning": "...", "answer": "\\frac{1}{2}"}, as the whole response or at its end, with or without a fence.
+_JSON_ANSWER = re.compile(
+    r'"(?:final[_ ])?answer"\s*:\s*(?:"(?P<text>(?:[^"\\]|\\.){0,2000})"|(?P<list>\[[^\[\]]{0,500}\])'
+    r"|(?P<number>-?[0-9.eE+-]{1,60}))\s*(?=[,}])",
+    re.IGNORECASE,
+)
+
+
+def _json_answer(text: str, after: int) -> str | None:
+    """The value of the last "answer" key in text[after:], unless an answer is stated once more behind it."""
+    found = list(_JSON_ANSWER.finditer(text, after))
+    if not found or _PHRASE.search(text, found[-1].end()):
+        return None
+    last = found[-1]
+    if last["list"] and '"' in last["list"]:  # ["B", "F"]
+        return last["list"][1:-1].replace('"', "")
+    value = last["text"] if last["text"] is not None else last["list"] or last["number"]
+    return value.replace("\\\\", "\\")
 
 
 def _closing_line(text: str, after: int) -> str | None:
@@ -259,6 +298,8 @@ def _last_mathematics(text: str) -> str | None:
         first -= 1
     if first < len(formulas) - 1:
         return text[formulas[first].start() : formulas[-1].end()]
+    if _DENIED.search(text[max(0, formulas[-1].start() - _MAX_GAP) : formulas[-1].start()]):
+        return None
     return None if formulas[-1]["split"] else formulas[-1][formulas[-1].lastgroup or 0]
 
 
@@ -269,6 +310,10 @@ def _after_phrase(text: str) -> str | None:
         return None
     sentence = _SENTENCE.match(text, ends[-1])
     found = sentence[0] if sentence else ""
+    if sentence and text[sentence.end() : sentence.end() + 1] == "?":
+        return None
+    if re.match("not ", found):
+        return found
     if _PROSE.search(found) and parse_number(found) is None:
         return _last_mathematics(found) or found
     return found
@@ -290,6 +335,8 @@ def _last_expression(text: str) -> str | None:
         if run.start() <= position - low < run.end():
             break
     else:
+        return None
+    if _DENIED.search(window[max(0, run.start() - _MAX_GAP) : run.start()]):
         return None
     if run.start() == 0 and low and text[low - 1] != "\n":
         return None  # cut by the window: an expression this long is no answer

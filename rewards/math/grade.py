@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from .conflicts import conflicting
 from .exact import exactly_equal, parse_number
 from .extract import Mode, answer_text, extract_answer, gold_answer
-from .latex import normalise
+from .latex import normalise, same_words
 
 Verdict = Literal["correct", "wrong", "unparsed", "timeout"]
 
@@ -109,6 +110,8 @@ def decide(answer: str, gold: str) -> bool | None:
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):  # the usual case, told fast
         return int(answer) == int(gold)
     exact = exactly_equal(answer, gold)
+    if exact is not False and conflicting(answer, gold):
+        return False
     if exact:
         return True
     numbers = 0 if exact is None else sum(parse_number(side) is not None for side in (answer, gold))
@@ -117,7 +120,7 @@ def decide(answer: str, gold: str) -> bool | None:
     normalised = normalise(answer), normalise(gold)
     if not all(normalised):
         return False
-    if normalised[0] == normalised[1]:
+    if normalised[0] == normalised[1] or same_words(answer, gold):
         return True
     if max(len(answer), len(gold)) > MAX_SYMBOLIC:
         return False

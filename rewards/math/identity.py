@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import sympy
 
 from .algebraic import NotNumeric, Point, clearly_nonzero, is_zero, numeric
-from .expression import DEGREE
+from .operations import DEGREE
 from .tokens import Unreadable
 
 MAX_SIZE = 1_500  # nodes of an expression

@@ -2,7 +2,9 @@
 
 import sympy
 
-from .expression import GREEK, MAX_DEPTH, Expression, closes, interval_ends, opens, scalar, split
+from .cursor import closes, opens, split
+from .expression import GREEK, MAX_DEPTH, Expression, interval_ends
+from .operations import scalar
 from .tokens import Token, Unreadable, tokenize
 from .units import changes_value
 from .values import Braces, Bracketed, Listing, Ratio, Region, Relation, Residue, Text, Value
@@ -103,12 +105,14 @@ def _braces(tokens: list[Token], depth: int) -> Value:
 
 def _item(tokens: list[Token], depth: int) -> Value:
     """One value: prose, ± (two values), a relation, or a side of one."""
-    tokens = _without_units(tokens)
-    if all(token.kind in ("text", "letter") for token in tokens) and any(token.kind == "text" for token in tokens):
+    # "No such number" is not N times o with a unit. A lone variable may have one: n cm.
+    kinds = [token.kind for token in tokens]
+    if "text" in kinds and {"text", "letter"}.issuperset(kinds) and kinds[:2] != ["letter", "text"]:
         return Text(" ".join(token.text for token in tokens).casefold())
     if any(token.kind == "command" and token.text in ("pm", "mp") for token in tokens):
         upper, lower = _item(_signed(tokens, "+", "-"), depth), _item(_signed(tokens, "-", "+"), depth)
         return Listing((upper, lower))
+    tokens = _without_units(tokens)
     sides, operators = _sides(tokens)
     if not operators:
         return _side(tokens, depth)

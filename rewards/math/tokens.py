@@ -3,7 +3,7 @@ r"""Tokens of LaTeX and of plain mathematics: `\frac{1}{2}`, `sqrt(2)/2`, `√2 
 import re
 from typing import NamedTuple
 
-from .latex import TEXT_COMMAND
+from .latex import FONTS, FULL_WIDTH, GOES_ON, TEXT_COMMAND
 
 MAX_CHARS = 10_000
 MAX_TOKENS = 6_000
@@ -34,10 +34,11 @@ _SPELLINGS = {
 _CHARS = {ord(char): f" \\{name} " for char, name in _SPELLINGS.items()} | {
     ord(char): f"^{{{digit}}}" for char, digit in zip("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789", strict=True)
 }
-_CHARS |= dict.fromkeys(map(ord, "\u2212\u2013\ufe63\uff0d"), "-")
+_CHARS |= {ord(char): plain for char, plain in FULL_WIDTH.items()}
+_CHARS |= dict.fromkeys(map(ord, "\u2212\u2013\ufe63"), "-")
 _CHARS |= dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u202f"), " ")
 _CHARS |= dict.fromkeys(map(ord, "\ufeff\u200b\u2060"), "")
-_CHARS |= {ord("\u2044"): "/", ord("\uff0c"): ",", ord("\uff1d"): "=", ord("\uff08"): "(", ord("\uff09"): ")"}
+_CHARS |= {ord("\u2044"): "/"} | dict.fromkeys(map(ord, '"\u201c\u201d'), " ")
 
 _SYNONYMS = {
     "leq": "le", "leqslant": "le", "geq": "ge", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">",
@@ -71,8 +72,15 @@ _DOUBLED = re.compile(
 )
 _SEPARATOR = re.compile(r",\\!\s?|\s?\{\s?,\s?\}\s?")  # 11,\! 100 and 14{,}916
 _STYLE = re.compile(
-    r"\\(?:mathbf|boldsymbol|mathit|mathcal|mathsf|vec|hat|bar|overline|underline|widehat|tilde)\s*\{([^{}]*)\}"
+    r"\\(?:mathbf|boldsymbol|mathit|mathcal|mathsf|vec|underline)\s*\{([^{}]*)\}"
+    r"|\\(?:overline|widehat|bar|hat)\s*\{\s*([A-Z][A-Z]+)\s*\}"  # a segment, an arc, an angle
 )
+# An accent makes another variable: the conjugate of z is not z. Over anything else it cannot be read.
+_ACCENT = re.compile(
+    r"\\(bar|hat|overline|widehat|tilde)\s*(?:\{\s*([A-Za-z])\s*\}|(?<![a-z])\s([A-Za-z])(?![A-Za-z]))"
+)
+_ALIGNED = re.compile(r"(?<!\\)\\(?:begin|end)\s*\{(?:aligned|align|gathered|split)\*?\}")
+_NEXT_LINE = re.compile(r"(?<!\\)\\\\(?![\\A-Za-z])(?P<relation>[\s&]*=)?")
 _TOKEN = re.compile(
     rf"""(?P<blank>\s+)
     | (?P<prose>{TEXT_COMMAND}(?P<words>[^{{}}]*)\}}(?:\s*\^\s*(?:[23]|\{{[23]\}}))?)
@@ -106,8 +114,14 @@ def tokenize(text: str, *, grouped: bool = True) -> list[Token]:
         raise Unreadable("too long")
     text = _SEPARATOR.sub(",", text).translate(_CHARS)
     text = _PERIODIC.sub(_periodic, text)
-    text = _STYLE.sub(r"{\1}", _IGNORED.sub(" ", _DOUBLED.sub(r"\\", text)))
-    text = text.strip().rstrip(".,;:\\ \n")
+    text = FONTS.sub("", _DOUBLED.sub(r"\\", text))
+    if _ALIGNED.search(text):  # lines are values, but one that begins with "=" goes on with the last
+        text = _NEXT_LINE.sub(lambda line: " = " if line["relation"] else " , ", _ALIGNED.sub(" ", text)).replace(
+            "&", " "
+        )
+    text = _STYLE.sub(r"{\1\2}", _ACCENT.sub(_accented, _IGNORED.sub(" ", text)))
+    text = text.strip()
+    text = text if GOES_ON.search(text) else text.rstrip(".,;:\\ \n")
     tokens: list[Token] = []
     position, spaced = 0, False
     while position < len(text):
@@ -150,6 +164,12 @@ def _tokens_of(match: re.Match[str], spaced: bool, grouped: bool) -> list[Token]
         name = _RELATIONS[match["relation"]]
         return [Token("command" if name.isalpha() else "symbol", name, spaced)]
     return [Token("symbol", match["symbol"], spaced)]
+
+
+def _accented(match: re.Match[str]) -> str:
+    """As a subscript, which is part of a variable's name. The two widths of an accent are one."""
+    name = {"overline": "bar", "widehat": "hat"}.get(match[1], match[1])
+    return f"{{{match[2] or match[3]}_{{{name}}}}}"
 
 
 def _periodic(match: re.Match[str]) -> str:

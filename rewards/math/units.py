@@ -12,7 +12,8 @@ _PIECE = re.compile(
     rf"""\s*(?:
         \\?% | [{CURRENCY}] | m[²³]
       | \^\s*(?:\\circ|\{{\s*\\circ\s*\}}) | \\degree(?![A-Za-z])
-      | {TEXT_COMMAND}(?P<text>[A-Za-z\s./,()-]*)\}}{_POWER}
+      | \\frac\s*\{{\s*{TEXT_COMMAND}[A-Za-z\s.]*\}}\s*\}}\s*\{{\s*{TEXT_COMMAND}[A-Za-z\s.]*\}}{_POWER}\s*\}}
+      | /?\s*{TEXT_COMMAND}(?P<text>[A-Za-z\s./,()-]*)\}}{_POWER}
       | {_SYMBOL}(?![A-Za-z]){_POWER}
       )
       | \s+(?P<word>[A-Za-z]{{3,}}|of|in|on|at|by|sq|sq\.|pm|am){_POWER}(?![A-Za-z0-9])""",
@@ -23,7 +24,7 @@ _MAX_PIECES = 16
 # Words that make another value of a number ("5 million") or offer a second one ("72 or 73") ...
 VALUE_WORDS = frozenset(
     """
-    or and to versus less more minus plus times over mod modulo base point
+    or and to versus minus plus times over mod modulo base point
     squared cubed factorial choose power root sqrt frac sin cos tan sec csc cot log ln exp pi inf infinity
     zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty
     sixty seventy eighty ninety
@@ -36,7 +37,7 @@ VALUE_WORDS = frozenset(
 _DOUBT_WORDS = frozenset(
     """
     not no nor but than if is are was wrong incorrect except either else unless through until
-    approximately about around between
+    approximately about around between least most k maybe perhaps possibly probably under above below
     """.split()
 )
 _NOT_UNITS = VALUE_WORDS | _DOUBT_WORDS
@@ -44,7 +45,11 @@ _NOT_UNITS = VALUE_WORDS | _DOUBT_WORDS
 
 def changes_value(words: str) -> bool:
     """Do these words after a number make it another number, offer a second one, or take it back?"""
-    return not _NOT_UNITS.isdisjoint(re.findall(r"[a-z]+", words.lower()))
+    found = re.findall(r"[a-z]+", words.lower())
+    if found[-1:] in (["times"], ["point"]):  # 3 times; but "3 times five" goes on
+        found.pop()
+    kept = [word for word, after in zip(found, [*found[1:], "to"], strict=False) if word != "to" or after in _NOT_UNITS]
+    return not _NOT_UNITS.isdisjoint(kept)  # "3 to 4", but "3 ways to choose"
 
 
 def only_units(rest: str) -> bool:
