@@ -184,7 +184,7 @@ PASSING = [
     "assert depth(Node(Node(), None)) == 2",
     "def check(candidate):\n    assert candidate([1]) == [1]\ncheck(same)",
     "assert math.floor(same(1.5)) == 1",
-    "import sys\nassert 'solution' not in sys.modules and 'PROGRAM' not in globals()",
+    "import sys\nassert same(1) and 'solution' not in sys.modules and 'PROGRAM' not in globals()",
 ]
 
 
