@@ -97,7 +97,7 @@ def test_writing_without_pause_does_not_hide_memory_from_the_limit() -> None:
 def test_a_killed_parent_leaves_no_scratch_folder(number: int, tmp_path: Path) -> None:
     code = (
         "from rewards.code import run_tests\n"
-        "program = 'import time; open(\"x\", \"w\").close(); print(1, flush=True); time.sleep(60)'\n"
+        'program = \'import time; open("x", "w").close(); print(1, flush=True); time.sleep(60)\'\n'
         "run_tests(program, [{'type': 'stdio', 'input': '', 'output': ''}], sandbox='none', timeout_s=60)"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

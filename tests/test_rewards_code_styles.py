@@ -76,7 +76,8 @@ ALSO_RIGHT = {
     "exception class": "try:\n    raises(KeyError)\nexcept KeyError as e:\n    assert e.args == ('given',)",
     "None": "assert nothing(3) is None",
     "generator": "assert list(gen(3)) == [0, 1, 2] and sum(gen(4)) == 6",
-    "deepcopy": "import copy\nb = Box([1])\nc = copy.deepcopy(b)\nb.x = [2]\nassert c.x == [1] and copy.copy(b).x == [2]",
+    "deepcopy": "import copy\nb = Box([1])\nc = copy.deepcopy(b)\nb.x = [2]\n"
+    "assert c.x == [1] and copy.copy(b).x == [2]",
     "assertRaises": "import unittest\nclass T(unittest.TestCase):\n    def test_it(self):\n"
     "        with self.assertRaises(ValueError): fail()",
     "Counter": "assert Counter('aab') == count('aab')",
