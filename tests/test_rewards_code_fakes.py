@@ -1,12 +1,13 @@
 """Programs that try to pass a test without its answer, all scored as failed."""
 
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
 from rewards.code import SandboxUnavailable, check_sandbox, run_tests
 
-LIMITS = {"timeout_s": 1.5, "memory_mb": 256, "max_processes": 16, "max_file_mb": 8, "max_output_mb": 1}
+LIMITS: dict[str, Any] = {"timeout_s": 1.5, "memory_mb": 256, "max_processes": 16, "max_file_mb": 8, "max_output_mb": 1}
 
 
 def _available() -> bool:
