@@ -1,5 +1,6 @@
 """Which sandbox there is on this machine, and the command that starts it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -89,6 +90,16 @@ def start(
         pass_fds=[control],
         start_new_session=True,
     )
+
+
+def reap(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for a process that is about to end, and end it if it does not."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel: nothing ends that
+            process.wait(seconds)
 
 
 def _python(code: str) -> list[str]:

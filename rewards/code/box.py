@@ -31,10 +31,14 @@ class Box:
         """Starts it, without waiting for it: see `ready`."""
         self._first = 0  # pid of the sandbox's first process, once known
         self._buffer = b""
-        self._scratch = tempfile.mkdtemp(prefix="r1forge-") if kind == "none" else None
-        self._control, theirs = socket.socketpair()
         self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: str | None = None
         try:
+            self._control, theirs = socket.socketpair()
+        except OSError as error:
+            raise backends.SandboxUnavailable(f"the sandbox did not start: {error}") from error
+        try:
+            self._scratch = tempfile.mkdtemp(prefix="r1forge-") if kind == "none" else None
             with theirs:
                 self._process = backends.start(
                     kind, theirs.fileno(), limits, self._scratch or "", site_packages=site_packages
@@ -50,7 +54,7 @@ class Box:
         """Wait until the sandbox is complete. Raises SandboxUnavailable with the reason if it cannot be."""
         deadline = time.monotonic() + _START_S
         while True:
-            if not select.select([self._control], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not readable([self], deadline - time.monotonic()):
                 self.close()
                 raise backends.SandboxUnavailable(f"the sandbox did not start within {_START_S:.0f} s")
             try:
@@ -60,8 +64,6 @@ class Box:
                 self.close()
                 raise backends.SandboxUnavailable(reason) from None
             for message in messages:
-                if "first" in message:
-                    self._first = message["first"]
                 if "error" in message:
                     self.close()
                     raise backends.SandboxUnavailable(message["error"])
@@ -81,7 +83,7 @@ class Box:
             raise BoxLost from None
 
     def messages(self) -> list[dict[str, Any]]:
-        """What the sandbox has sent, at least one entry unless a message is incomplete. Raises BoxLost."""
+        """What the sandbox has to tell, perhaps nothing yet. Raises BoxLost."""
         try:
             data = self._control.recv(4096)
         except OSError:
@@ -89,7 +91,11 @@ class Box:
         if not data:
             raise BoxLost
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        messages = [json.loads(line) for line in lines]
+        for message in messages:
+            # From another process than all the rest, so it can come at any time, even after the first job began.
+            self._first = message.get("first", self._first)
+        return [message for message in messages if "first" not in message]
 
     def usage(self) -> usage.Usage:
         """What all its processes use now."""
@@ -110,7 +116,7 @@ class Box:
                     os.kill(self._root(), signal.SIGKILL)
         self._control.close()
         if self._process is not None:
-            self._process.wait()
+            backends.reap(self._process, _END_S)
             if self._process.stderr is not None:
                 self._process.stderr.close()
             self._process = None
@@ -120,7 +126,7 @@ class Box:
     def _gone(self) -> bool:
         """Has the other end of the socket closed, within a few seconds?"""
         deadline = time.monotonic() + _END_S
-        while select.select([self._control], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        while readable([self._control], deadline - time.monotonic()):
             try:
                 if not self._control.recv(4096):
                     return True
@@ -132,8 +138,20 @@ class Box:
         """What bubblewrap wrote before it gave up."""
         text = ""
         if self._process is not None and self._process.stderr is not None:
-            text = self._process.stderr.read(4000).decode("utf-8", "replace").strip()
+            if readable([self._process.stderr], _END_S):
+                text = os.read(self._process.stderr.fileno(), 4000).decode("utf-8", "replace").strip()
         return text.splitlines()[-1] if text else "the sandbox ended before it began"
+
+
+def readable(items: Sequence[Any], seconds: float) -> list[Any]:
+    """Which of `items` (descriptors, or objects with a `fileno`) can be read, or have ended, within `seconds`."""
+    # Not select(): it fails for descriptors from 1024 on, which a trainer can well have.
+    poll, by_number = select.poll(), {}
+    for item in items:
+        number = item if isinstance(item, int) else item.fileno()
+        by_number[number] = item
+        poll.register(number, select.POLLIN)
+    return [by_number[number] for number, _ in poll.poll(max(0.0, seconds) * 1000)]
 
 
 def new_file(content: bytes) -> int:

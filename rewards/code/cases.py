@@ -1,6 +1,5 @@
 """Tests as data sets write them, and the two kinds that they become."""
 
-import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,12 +52,3 @@ def _parse(i: int, test: object) -> Test:
 
 def _kind(value: object) -> str:
     return "missing" if value is None else type(value).__name__
-
-
-def is_code(text: str) -> bool:
-    """Is `text` Python that compiles? The parser alone: nothing runs."""
-    try:
-        ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True

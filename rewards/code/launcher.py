@@ -13,6 +13,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+_ANSWER_S, _END_S = 60.0, 5.0
+
 
 class Launcher:
     """Started on first use. Safe to use from any thread."""
@@ -56,7 +58,7 @@ class Launcher:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        ours.settimeout(60.0)
+        ours.settimeout(_ANSWER_S)
         self._socket = ours
 
     def _end(self) -> None:
@@ -65,7 +67,8 @@ class Launcher:
         if self._process is not None:
             with contextlib.suppress(OSError):
                 self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_S)
         self._socket = self._process = None
 
     def _forget(self) -> None:

@@ -7,7 +7,6 @@ process that decides. Expected outputs of stdio tests never leave this process.
 import contextlib
 import json
 import os
-import select
 import signal
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from . import backends
-from .box import Box, BoxLost, new_file
+from .box import Box, BoxLost, new_file, readable
 from .cases import AssertTest, StdioTest, Test
 from .compare import same_output
 from .limits import Limits
@@ -84,6 +83,11 @@ class Runner:
                 self._discard(role)
             # It did start, so this is the program's doing.
             return Outcome("runtime_error", "the program brought its sandbox down")
+        except OSError as error:
+            # No program has a hand in the calls that raise this: they are ours, for pipes and files.
+            for role in roles:
+                self._discard(role)
+            return Outcome("sandbox_error", f"this machine ran out of something: {error}")
 
     def _start(self, roles: Sequence[str]) -> None:
         missing = [role for role in roles if role not in self._boxes]
@@ -196,6 +200,7 @@ class _Watch:
         self._texts = {name: bytearray() for name in streams}
         self._room = limits.output_bytes
         self._deadline = min(time.monotonic() + limits.timeout_s, deadline)
+        self._next_look = time.monotonic() + _POLL_S
         self._boxes = [box]
 
     def also(self, box: Box) -> None:
@@ -214,8 +219,7 @@ class _Watch:
             if stopped is not None:
                 return stopped
         while self._streams:  # what is still in the pipes
-            before = dict(self._streams)
-            ready = select.select(list(before), [], [], 0)[0]
+            ready = readable(list(self._streams), 0)
             if not ready:
                 break
             for fd in ready:
@@ -233,17 +237,17 @@ class _Watch:
 
     def _step(self, seconds: float) -> Outcome | None:
         boxes = [box for box in self._boxes if box not in self.ended]
-        waiting: list[int | Box] = [*self._streams, *boxes]
-        ready = select.select(waiting, [], [], seconds)[0]
-        if not ready:
-            return self._over_limit()
-        for item in ready:
+        for item in readable([*self._streams, *boxes], seconds):
             if isinstance(item, Box):
                 for message in item.messages():
                     self.ended[item] = message
             elif not self._read(item):
                 return Outcome("output_limit", f"{self._limits.max_output_mb:g} MiB")
-        return None
+        # By the clock, not when nothing is to be read: a program that keeps writing is looked at, too.
+        if time.monotonic() < self._next_look:
+            return None
+        self._next_look = time.monotonic() + _POLL_S
+        return self._over_limit()
 
     def _read(self, fd: int) -> bool:
         """False if the output is over its limit."""

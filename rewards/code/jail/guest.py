@@ -1,5 +1,6 @@
 """The child that holds the program while a test, in another sandbox, calls it."""
 
+import copy
 import os
 import sys
 import types
@@ -81,6 +82,12 @@ def prepare(fds: list[int]) -> Callable[[], None]:
     return run
 
 
+def _await(target: Any) -> Any:
+    import asyncio  # slow to import, and few programs need it
+
+    return asyncio.run(target)
+
+
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda target, *arguments, **keywords: target(*arguments, **keywords),
     "getattr": getattr,
@@ -97,6 +104,9 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "float": float,
     "str": str,
     "repr": repr,
+    "await": lambda target: _await(target),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
     "enter": lambda target: target.__enter__(),
     "exit": lambda target: target.__exit__(None, None, None),
     "isinstance": lambda target, value: isinstance(value, target),

@@ -9,10 +9,11 @@ import builtins
 import json
 import os
 import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import stdio
+from . import collected, names, stdio
 from .peer import Peer, ProcessExit
 from .wire import Closed, Pipe, WireError
 
@@ -93,6 +94,12 @@ class Handle:
     def __exit__(self, *error: object) -> None:
         self._forward("exit")
 
+    def __copy__(self) -> Any:
+        return self._forward("copy")
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self._forward("deepcopy")
+
     def __instancecheck__(self, value: object) -> bool:
         """`isinstance(value, Class)` with a class of the program's: only its own objects can be instances."""
         return isinstance(value, Handle) and bool(self._forward("isinstance", value))
@@ -120,16 +127,21 @@ def _judge(source: bytes, pipe: Pipe) -> tuple[str, str]:
         return "sandbox_error", f"the test is not a program: {error}"
     lost: list[tuple[str, str]] = []
     raised: list[BaseException] = []
-    peer = Peer(pipe, _operate, lambda peer, number, name: Handle(_forwarder(peer, number, lost, raised), name))
+    peer = Peer(pipe, _operate, lambda peer, number, name: _stand_in(_forwarder(peer, number, lost, raised), name))
     forward = _forwarder(peer, None, lost, raised)
     try:
+        wanted = names.sort_out(tree)
+    except ImportError as error:
+        return "sandbox_error", f"the test needs what is not here: {error}"
+    if not names.uses_program(tree, wanted):
+        return "sandbox_error", "the test uses nothing of the program"
+    try:
         forward("load")
-        names = [name for name in _free_names(tree) if not hasattr(builtins, name)]
-        own = _standard_modules(tree)
-        scope: dict[str, Any] = {"__name__": _MODULE, "__builtins__": builtins}
-        scope.update({name: __import__(name) for name in names if name in own})
-        scope.update({name: value for name, value in forward("globals", *names) if name not in scope})
-        exec(code, scope)
+        given = {name: value for name, value in forward("globals", *wanted.asked)}
+        module = _module({**given, **wanted.own})
+        if wanted.imports_program:
+            sys.modules[names.PROGRAM] = names.program_module(given)
+        _execute(tree, code, module)
     except ProgramLost:
         pass
     except BaseException as error:
@@ -140,13 +152,43 @@ def _judge(source: bytes, pipe: Pipe) -> tuple[str, str]:
     return "passed", ""
 
 
+def _module(scope: dict[str, Any]) -> types.ModuleType:
+    """The test's module, where dataclasses and unittest look for it."""
+    module = types.ModuleType(_MODULE)
+    module.__dict__.update({**scope, "__builtins__": builtins})
+    sys.modules[_MODULE] = sys.modules["__main__"] = module
+    return module
+
+
+def _execute(tree: ast.Module, code: types.CodeType, module: types.ModuleType) -> None:
+    status: object = None
+    try:
+        exec(code, module.__dict__)
+    except SystemExit as error:  # the test's own, such as unittest.main(); the program's is a ProcessExit
+        status = error.code
+    collected.run(tree, module)
+    assert not status, f"the test ended with status {status}"
+
+
 def _failure(error: BaseException, of_program: bool) -> tuple[str, str]:
     detail = f"{type(error).__name__}: {error}"
+    if isinstance(error, ModuleNotFoundError) and not of_program:
+        return "sandbox_error", f"the test needs what is not here: {error}"
     if isinstance(error, MemoryError):
         return "memory", detail
     if isinstance(error, AssertionError) and not of_program:
         return "wrong_answer", detail
     return "runtime_error", detail
+
+
+def _stand_in(forward: Callable[..., Any], kind: str) -> Any:
+    if kind != "coroutine":
+        return Handle(forward, kind)
+
+    async def result() -> Any:
+        return forward("await")
+
+    return result()  # asyncio.run() takes nothing but real ones
 
 
 def _forwarder(
@@ -175,26 +217,6 @@ def _forwarder(
     return forward
 
 
-# -- names ------------------------------------------------------------------------------------------
-
-
-def _free_names(tree: ast.AST) -> list[str]:
-    """Every name that the test reads. Those it also defines will overwrite what the program gives."""
-    return sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)})
-
-
-def _standard_modules(tree: ast.AST) -> set[str]:
-    """Names of standard modules that the test uses as modules without importing them (`math.isclose`).
-
-    They must be the real ones: the program could have put its own under the name. A name that is also used in
-    another way than `name.attribute` is the program's.
-    """
-    owners = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    plain = {node.id for node in names if id(node) not in owners}
-    return {node.id for node in names} & set(sys.stdlib_module_names) - plain
-
-
 # -- what the program may do with objects of the test -----------------------------------------------
 
 
@@ -206,7 +228,9 @@ def _operate(operation: str, target: Any, arguments: list[Any], keywords: dict[s
 
     Nothing here leads on to a function's globals, a frame or a module, where expected values lie.
     """
-    if operation == "call" and callable(target):
+    # A metaclass would make classes here, with the program's functions as their __eq__.
+    metaclass = isinstance(target, type) and issubclass(target, type)
+    if operation == "call" and callable(target) and not metaclass:
         return target(*arguments, **keywords)
     if operation == "next" and isinstance(target, Iterator):
         return next(target)

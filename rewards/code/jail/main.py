@@ -51,7 +51,8 @@ def _serve(config: dict[str, Any]) -> None:
     control = socket.socket(fileno=config["control"])
     try:
         _isolate(config, control)
-        server = Server(control, config["scratch"], config["limits"])
+        owns_scratch = config["mode"] == "none"
+        server = Server(control, config["scratch"], config["limits"], owns_scratch=owns_scratch)
         control.sendall(b'{"ready": true}\n')
     except BaseException as error:
         control.sendall(json.dumps({"error": f"{error}"[:1000]}).encode() + b"\n")

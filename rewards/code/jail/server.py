@@ -9,10 +9,11 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 _MAX_FDS = 8
 _KEPT_CPU_S = 1  # beyond the wall-clock limit, which is the parent's: for the day the parent stops looking
@@ -30,10 +31,11 @@ class Job:
 class Server:
     """Takes jobs from the control socket and reports how each child ended."""
 
-    def __init__(self, control: socket.socket, scratch: str, limits: dict[str, int]) -> None:
+    def __init__(self, control: socket.socket, scratch: str, limits: dict[str, int], *, owns_scratch: bool) -> None:
         self.control = control
         self.scratch = scratch
         self.limits = limits
+        self.owns_scratch = owns_scratch
         self.alone = os.getpid() == 1  # then every other process in sight belongs to the test
 
     def next_job(self) -> Job:
@@ -57,7 +59,7 @@ class Server:
         except OSError:
             data, ancillary = b"", []
         if not data:
-            os._exit(0)
+            self._leave()
         fds = array.array("i")
         for _, _, payload in ancillary:
             fds.frombytes(payload)
@@ -67,7 +69,13 @@ class Server:
         try:
             self.control.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
-            os._exit(0)
+            self._leave()
+
+    def _leave(self) -> NoReturn:
+        """The parent hung up, perhaps because it was killed: then nobody else removes a scratch folder on the host."""
+        if self.owns_scratch:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        os._exit(0)
 
     def _wait(self, child: int) -> int:
         """The child's wait status. The parent says nothing meanwhile; if it hangs up, all ends here."""
@@ -81,7 +89,7 @@ class Server:
                 ready = dict(poll.poll(None if pidfd is not None else 5))
                 if self.control.fileno() in ready:
                     self._kill(child)
-                    os._exit(0)
+                    self._leave()
                 if pidfd is None or pidfd in ready:
                     ended, status = os.waitpid(child, 0 if pidfd is not None else os.WNOHANG)
                     if ended:

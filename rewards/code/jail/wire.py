@@ -13,10 +13,12 @@ subclass (with whatever __eq__) arrives as the built-in value that it holds.
 """
 
 import base64
+import builtins
 import collections
 import datetime
 import decimal
 import fractions
+import functools
 import json
 import os
 import struct
@@ -36,6 +38,18 @@ _MAPPINGS: dict[str, type] = {
     "dict": dict,
 }
 _MOMENTS: dict[str, type] = {"datetime": datetime.datetime, "date": datetime.date, "time": datetime.time}
+
+# Built-in classes are the same on both sides, so `f(x) is int` and isinstance() work.
+_TYPES: dict[str, type] = {
+    kind.__name__: kind
+    for kind in vars(builtins).values()
+    if isinstance(kind, type) and kind not in (type, object, super, property, classmethod, staticmethod, memoryview)
+}
+
+
+@functools.lru_cache(maxsize=256)
+def _namedtuple(name: str, fields: tuple[str, ...]) -> Any:
+    return collections.namedtuple(name, fields)
 
 
 class WireError(Exception):
@@ -160,6 +174,8 @@ class Encoder:
         for tag, kind in _MOMENTS.items():
             if isinstance(value, kind):
                 return [tag, kind.isoformat(value)]  # type: ignore[attr-defined]
+        if type(value) is type and _TYPES.get(value.__name__) is value:
+            return ["type", value.__name__]
         return _encode_array(value) or self._export(value)
 
 
@@ -238,7 +254,7 @@ class Decoder:
             return tuple(self._all(rest[0]))
         if tag == "namedtuple":
             name, fields, items = rest
-            return collections.namedtuple(name, fields)(*self._all(items))
+            return _namedtuple(name, tuple(fields))(*self._all(items))
         if tag == "frozenset":
             return frozenset(self._all(rest[0]))
         if tag == "bytes":
@@ -255,6 +271,8 @@ class Decoder:
             return datetime.timedelta(*rest)
         if tag in _MOMENTS:
             return _MOMENTS[tag].fromisoformat(rest[0])  # type: ignore[attr-defined]
+        if tag == "type":
+            return _TYPES[rest[0]]
         if tag == "array":
             return _decode_array(rest)
         raise WireError(f"unknown tag {str(tag)[:20]!r}")
