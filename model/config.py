@@ -12,12 +12,15 @@ _DEFAULTS: dict[str, Any] = {
     "topk_method": "noaux_tc",
     "seq_aux_alpha": 1e-4,
     "seq_aux_counts": "affinity",
+    "mtp_loss_weight": 0.3,
+    "mtp_hidden": "after",
     "expert_products": "grouped",
 }
 _CHOICES = {
     "scoring_func": ("sigmoid", "softmax"),
     "topk_method": ("noaux_tc", "group_limited_greedy", "greedy"),
     "seq_aux_counts": ("affinity", "routed"),
+    "mtp_hidden": ("after", "before"),
     "expert_products": ("grouped", "loop"),
 }
 # The names that the released files and other engines (transformers, vLLM) know the architecture by.
@@ -58,6 +61,8 @@ class MoEConfig(DeepseekV3Config):
         by their best) or "greedy".
     seq_aux_alpha: weight α of the sequence-wise balance loss; 0 leaves it out.
     seq_aux_counts: its f_i count the top-K of the bare affinities, as in the report, or the experts "routed" to.
+    mtp_loss_weight: λ of the multi-token prediction loss (the report: 0.3, then 0.1); 0: the modules do not train.
+    mtp_hidden: whether these modules read the main model's states "after" or "before" its final norm.
     expert_products: "grouped" (one grouped product over tokens sorted by expert) or "loop" (the reference).
 
     `config.json` stays one that transformers and vLLM read: model type deepseek_v3.

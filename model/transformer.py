@@ -14,13 +14,14 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 
 from model.config import ARCHITECTURE, MoEConfig
 from model.experts import Experts
-from model.mla import MultiHeadLatentAttention
-from model.moe import Gate, MixtureOfExperts, Routing, SwiGLU
+from model.layer import Block
+from model.loss import IGNORED, cross_entropy
+from model.moe import Gate, Routing
+from model.mtp import PredictionModule, ahead
 from model.rope import angles, frequencies, rotation_scale
 from model.router import loads
 
@@ -30,7 +31,9 @@ class MoEOutput(ModelOutput):
     """Of the decoder (last_hidden_state) or of the whole model (logits, loss).
 
     balance_loss: α Σ_layers Σ_documents Σ_i f_i P_i / documents (V3 report, eq. 17), 0 outside training; already in
-        `loss`. routing: which experts each token met.
+        `loss`. mtp_loss: mean over depths of the cross-entropies of tokens further ahead (eq. 24), times λ in `loss`.
+    mtp_hidden: per depth k, normed states [B, S, C] whose product with the head's weight predicts token i+k+1.
+    document_T: each token's document, -1 for padding. routing: which experts each token met, by layer.
     """
 
     loss: Tensor | None = None
@@ -38,30 +41,10 @@ class MoEOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
     past_key_values: Any = None
     balance_loss: Tensor | None = None
+    mtp_loss: Tensor | None = None
+    mtp_hidden: Any = None
+    document_T: Tensor | None = None
     routing: Any = None
-
-
-class Block(GradientCheckpointingLayer):
-    """x + attention(norm x), then x + feed-forward(norm x)."""
-
-    def __init__(self, config: MoEConfig, layer_idx: int):
-        super().__init__()
-        self.self_attn = MultiHeadLatentAttention(config, layer_idx)
-        dense = layer_idx < config.first_k_dense_replace
-        self.mlp = (
-            SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config, layer_idx)
-        )
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-    def forward(self, x_BSC: Tensor, routing: Routing, **attention: Any) -> tuple[Tensor, Tensor]:
-        """([B, S, C], this layer's part of the sequence-wise loss)."""
-        x_BSC = x_BSC + self.self_attn(self.input_layernorm(x_BSC), **attention)
-        normed = self.post_attention_layernorm(x_BSC)
-        if isinstance(self.mlp, SwiGLU):
-            return x_BSC + self.mlp(normed), x_BSC.new_zeros((), dtype=torch.float32)
-        out_TC, balance = self.mlp(normed.flatten(0, 1), routing)
-        return x_BSC + out_TC.view_as(x_BSC), balance
 
 
 class MoEPreTrainedModel(PreTrainedModel):
@@ -102,13 +85,22 @@ class Decoder(MoEPreTrainedModel):
     def __init__(self, config: MoEConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([Block(config, i) for i in range(config.num_hidden_layers)])
+        # The prediction modules stand behind the main layers: so they are named in the released files.
+        depth = config.num_hidden_layers
+        predictions = range(depth, depth + config.num_nextn_predict_layers)
+        self.layers = nn.ModuleList(
+            [*(Block(config, i) for i in range(depth)), *(PredictionModule(config, i) for i in predictions)]
+        )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        shape = (config.num_hidden_layers, config.n_routed_experts)
+        shape = (len(self.layers), config.n_routed_experts)
         self.load_LE = nn.Buffer(torch.zeros(shape, dtype=torch.int64), persistent=False)
         self.frequency = nn.Buffer(torch.zeros(config.qk_rope_head_dim // 2), persistent=False)
         self.gradient_checkpointing = False
         self.post_init()
+
+    @property
+    def prediction_modules(self) -> list[PredictionModule]:
+        return [layer for layer in self.layers if isinstance(layer, PredictionModule)]
 
     @torch.no_grad()
     def reset_statistics(self) -> None:
@@ -125,11 +117,12 @@ class Decoder(MoEPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         routing: dict[int, Tensor] | None = None,
+        mtp: bool = False,
         **kwargs: Any,
     ) -> MoEOutput:
         """position_ids that restart at 0 pack documents, which then see nothing of each other (no cache, no mask).
 
-        routing: layer -> expert indices [T, K] to use instead of choosing.
+        routing: layer -> expert indices [T, K] to use instead of choosing. mtp: also `mtp_hidden` (without a cache).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -156,23 +149,30 @@ class Decoder(MoEPreTrainedModel):
             )
         rotation = angles(position_ids, self.frequency, rotation_scale(self.config.rope_parameters), x_BSC.dtype)
         documents = Routing(*_documents(position_ids, attention_mask, x_BSC), dict(routing or {}))
+        attention = {"rotation": rotation, "attention_mask": mask, "past_key_values": past_key_values, **kwargs}
         balance = x_BSC.new_zeros((), dtype=torch.float32)
-        for layer in self.layers:
-            x_BSC, part = layer(
-                x_BSC,
-                documents,
-                rotation=rotation,
-                attention_mask=mask,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
+        for layer in self.layers[: self.config.num_hidden_layers]:
+            x_BSC, part = layer(x_BSC, documents, **attention)
             balance = balance + part
+        hidden = self.norm(x_BSC)
+        mtp_hidden: list[Tensor] = []
+        if mtp:
+            if input_ids is None or past_key_values is not None:
+                raise ValueError("mtp needs input_ids, and no cache")
+            state = hidden if self.config.mtp_hidden == "after" else x_BSC
+            for k, module in enumerate(self.prediction_modules, start=1):
+                later = self.embed_tokens(ahead(input_ids, documents.document_T, k, fill=0))
+                state, part = module(state, later, documents, **attention)
+                balance = balance + part
+                mtp_hidden.append(module.shared_head.norm(state))
         if self.training:
             self._count(documents)
         return MoEOutput(
-            last_hidden_state=self.norm(x_BSC),
+            last_hidden_state=hidden,
             past_key_values=past_key_values,
             balance_loss=self.config.seq_aux_alpha * balance / max(1, documents.documents),
+            mtp_hidden=mtp_hidden,
+            document_T=documents.document_T,
             routing=documents.chosen,
         )
 
@@ -227,30 +227,36 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> MoEOutput:
-        """logits [B, S, V]; with labels also the mean cross-entropy of the next tokens plus the balance loss."""
+        """logits [B, S, V]; with labels also the loss: the mean cross-entropy of next tokens (never those of another
+        document), plus the balance loss and, in training, λ times the multi-token prediction loss."""
+        predicting = self.training and labels is not None and bool(self.config.mtp_loss_weight)
         out = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
+            use_cache=False if predicting else use_cache,
+            mtp=predicting and self.config.num_nextn_predict_layers > 0,
             **kwargs,
         )
         hidden = out.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden[:, kept])
-        loss = None
+        out.logits = self.lm_head(hidden[:, kept])
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
-            loss = loss + out.balance_loss
-        return MoEOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=out.past_key_values,
-            balance_loss=out.balance_loss,
-            routing=out.routing,
-        )
+            out.loss = self._cross_entropy(hidden, labels, out.document_T, 1) + out.balance_loss
+            if out.mtp_hidden:
+                further = [
+                    self._cross_entropy(h, labels, out.document_T, k + 1) for k, h in enumerate(out.mtp_hidden, start=1)
+                ]
+                out.mtp_loss = torch.stack(further).mean()
+                out.loss = out.loss + self.config.mtp_loss_weight * out.mtp_loss
+        out.last_hidden_state = None
+        return out
+
+    def _cross_entropy(self, hidden_BSC: Tensor, labels_BS: Tensor, document_T: Tensor, offset: int) -> Tensor:
+        target = ahead(labels_BS, document_T, offset, fill=IGNORED)
+        return cross_entropy(hidden_BSC.flatten(0, 1), self.lm_head.weight, target.flatten())
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As any PreTrainedModel; but config.json names the architecture that transformers and vLLM know."""
