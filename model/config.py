@@ -33,13 +33,15 @@ _YARN_V3 = {
 _PRESETS: dict[str, dict[str, Any]] = {
     # DeepSeek-V3 (arXiv 2412.19437, section 4.2) as released.
     "671b": {"max_position_embeddings": 163840, "rope_parameters": _YARN_V3, "num_nextn_predict_layers": 1},
-    # The 27-layer, 64-expert shape that DeepSeek-V2-Lite has and that Moonlight trained with V3's routing.
+    # The small configuration that was released with V3's code: DeepSeek-V2-Lite's shape and routing. Moonlight has the
+    # same layers with V3's routing; its own config.json says so when a checkpoint is loaded.
     "16b": {
-        "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 11264, "moe_intermediate_size": 1408,
+        "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 10944, "moe_intermediate_size": 1408,
         "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16, "n_shared_experts": 2,
         "n_routed_experts": 64, "num_experts_per_tok": 6, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
-        "q_lora_rank": None, "routed_scaling_factor": 2.446, "max_position_embeddings": 8192,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0}, "num_nextn_predict_layers": 0,
+        "q_lora_rank": None, "routed_scaling_factor": 1.0, "norm_topk_prob": False, "scoring_func": "softmax",
+        "topk_method": "greedy", "max_position_embeddings": 163840, "num_nextn_predict_layers": 0,
+        "rope_parameters": {**_YARN_V3, "mscale": 0.707, "mscale_all_dim": 0.707},
     },
     # Every mechanism of the big one at a size that trains on two cores.
     "tiny": {

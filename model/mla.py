@@ -17,6 +17,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from model.config import MoEConfig
 from model.rope import rotate, softmax_scale
 
+# Of the two norms of latents, whatever rms_norm_eps says (Moonlight's is 1e-5): so in DeepSeek's code.
+LATENT_EPS = 1e-6
+
 
 class MultiHeadLatentAttention(nn.Module):
     """The expanded form, for training and prefill: per-head keys and values are computed from the latents."""
@@ -36,10 +39,10 @@ class MultiHeadLatentAttention(nn.Module):
             self.q_proj = nn.Linear(config.hidden_size, query, bias=False)
         else:
             self.q_a_proj = nn.Linear(config.hidden_size, config.q_lora_rank, bias=bias)
-            self.q_a_layernorm = nn.RMSNorm(config.q_lora_rank, eps=config.rms_norm_eps)
+            self.q_a_layernorm = nn.RMSNorm(config.q_lora_rank, eps=LATENT_EPS)
             self.q_b_proj = nn.Linear(config.q_lora_rank, query, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(config.hidden_size, self.latent + self.rope, bias=bias)
-        self.kv_a_layernorm = nn.RMSNorm(self.latent, eps=config.rms_norm_eps)
+        self.kv_a_layernorm = nn.RMSNorm(self.latent, eps=LATENT_EPS)
         self.kv_b_proj = nn.Linear(self.latent, heads * (self.nope + self.value), bias=False)
         self.o_proj = nn.Linear(heads * self.value, config.hidden_size, bias=bias)
 

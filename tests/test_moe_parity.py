@@ -38,6 +38,8 @@ CASES = {
     "mid, yarn, no q_lora": {**MID, "rope_parameters": YARN, "q_lora_rank": None},
     "not normalised": {"norm_topk_prob": False, "routed_scaling_factor": 1.3},
     "attention bias": {"attention_bias": True},
+    # Moonlight's way: no groups, another ε in the norms of states than in those of latents.
+    "moonlight": {"n_group": 1, "topk_group": 1, "q_lora_rank": None, "rms_norm_eps": 1e-2},
     "halves instead of pairs": {"rope_interleave": False},
 }
 
@@ -131,6 +133,12 @@ def test_parameter_counts_of_the_published_model():
     assert total - routed + routed * config.num_experts_per_tok // config.n_routed_experts == 37_552_282_624
     biases = {name: b.numel() for name, b in model.named_buffers() if name.endswith("e_score_correction_bias")}
     assert sum(size for name, size in biases.items() if ".61." not in name) == 14_848
+
+
+def test_parameter_count_of_the_small_published_model():
+    with torch.device("meta"):
+        model = MoEForCausalLM(MoEConfig.preset("16b"))
+    assert sum(p.numel() for p in model.parameters()) == 15_706_484_224
 
 
 @pytest.mark.parametrize("case", ["tiny", "yarn", "mid, yarn, no q_lora"])
