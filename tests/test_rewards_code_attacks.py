@@ -338,16 +338,16 @@ def test_attacks_at_once_from_many_threads_leave_nothing_behind(canary: Canary) 
     test = {"type": "assert", "code": "assert solve(42) == 1764"}
     jobs += [("def solve(x): return x * x", [test])]
     run_tests("", [test])  # the launcher is running now, and stays
+    others = _descendants()  # the launcher, the canary, and what other tests of this process left waiting
     before = {"threads": threading.active_count(), "descriptors": len(os.listdir("/proc/self/fd"))}
     results = run_many(jobs * 2, workers=8, **{**LIMITS, "timeout_s": 10})
     assert [result.all_passed for result in results] == [False, False, False, False, True] * 2
     after = {"threads": threading.active_count(), "descriptors": len(os.listdir("/proc/self/fd"))}
     assert after == before
     deadline = time.monotonic() + 5
-    while len(_descendants() - {canary.process.pid}) > 1 and time.monotonic() < deadline:
+    while _descendants() - others and time.monotonic() < deadline:
         time.sleep(0.05)  # a launcher's children end a moment after the sandbox
-    left = _descendants() - {canary.process.pid}
-    assert len(left) <= 1, left  # the launcher
+    assert not _descendants() - others
     mounts = Path("/proc/self/mounts").read_text()
     assert "/scratch" not in mounts and "/old" not in mounts
     canary.check()
