@@ -6,9 +6,11 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from sandboxes import needs_sandbox
 
 from recipes import SCRATCH, metrics, run, write
-from rewards.code import SandboxUnavailable, check_sandbox
+
+pytestmark = needs_sandbox
 
 USERS_REWARD = """\
 def brevity(completion_ids, setup, **columns):
@@ -32,10 +34,6 @@ def tasks() -> list[dict]:
 
 @pytest.fixture
 def recipe(tmp_path):
-    try:
-        check_sandbox("auto")
-    except SandboxUnavailable as reason:
-        pytest.skip(str(reason))
     (tmp_path / "tasks.jsonl").write_text("\n".join(json.dumps(task) for task in tasks()))
     (tmp_path / "mine.py").write_text(USERS_REWARD)
     data = {

@@ -6,26 +6,17 @@ import time
 from typing import Any
 
 import pytest
+from sandboxes import needs_sandbox, works
 
 from rewards import RewardError, load_reward
-from rewards.code import SandboxUnavailable, backends, check_sandbox, extract_program, run_many, run_tests
+from rewards.code import SandboxUnavailable, backends, extract_program, run_many, run_tests
 from rewards.code.compare import same_output
 from rewards.code.reward import check, code_reward, read_tests
 
-
-def _works(sandbox: str) -> bool:
-    try:
-        check_sandbox(sandbox)
-    except SandboxUnavailable:
-        return False
-    return True
-
-
 SANDBOXES = [
-    pytest.param(name, marks=pytest.mark.skipif(not _works(name), reason=f"{name} does not work on this machine"))
+    pytest.param(name, marks=pytest.mark.skipif(not works(name), reason=f"{name} does not work on this machine"))
     for name in ("none", "namespaces", "bubblewrap")
 ]
-needs_sandbox = pytest.mark.skipif(not _works("auto"), reason="no sandbox works on this machine")
 DOUBLE = "print(int(input()) * 2)"
 
 

@@ -13,24 +13,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
 
 import pytest
+from sandboxes import LIMITS, needs_sandbox
 
-from rewards.code import SandboxUnavailable, check_sandbox, run_many, run_tests
+from rewards.code import run_many, run_tests
 
-LIMITS: dict[str, Any] = {"timeout_s": 1.5, "memory_mb": 256, "max_processes": 16, "max_file_mb": 8, "max_output_mb": 1}
-
-
-def _available() -> bool:
-    try:
-        check_sandbox("auto")
-    except SandboxUnavailable:
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(not _available(), reason="no sandbox works on this machine")
+pytestmark = needs_sandbox
 
 
 class Canary:

@@ -6,24 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sandboxes import needs_sandbox
 
-from rewards.code import CodeResult, SandboxUnavailable, check_sandbox, extract_program, run_many, run_tests
+from rewards.code import CodeResult, extract_program, run_many, run_tests
 from rewards.code.reward import read_tests
 
 CODE = Path(__file__).parents[1].parent / "shared" / "data" / "code"
 
-
-def _available() -> bool:
-    try:
-        check_sandbox("auto")
-    except SandboxUnavailable:
-        return False
-    return True
-
-
 pytestmark = [
     pytest.mark.skipif(not CODE.is_dir(), reason="the shared development data is not on this machine"),
-    pytest.mark.skipif(not _available(), reason="no sandbox works on this machine"),
+    needs_sandbox,
 ]
 # HumanEval/32's own solution takes half a second per case, and machines may be busy.
 LIMITS: dict[str, Any] = {"timeout_s": 60, "total_timeout_s": 180}

@@ -13,21 +13,12 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from sandboxes import needs_sandbox
 
-from rewards.code import SandboxUnavailable, check_sandbox, run_tests
+from rewards.code import check_sandbox, run_tests
 from rewards.code.box import Box
 from rewards.code.limits import Limits
 
-
-def _available() -> bool:
-    try:
-        check_sandbox("auto")
-    except SandboxUnavailable:
-        return False
-    return True
-
-
-needs_sandbox = pytest.mark.skipif(not _available(), reason="no sandbox works on this machine")
 PASSING = ("print(int(input()) * 2)", [{"type": "stdio", "input": "2", "output": "4"}])
 
 

@@ -1,19 +1,11 @@
 """Styles in which data sets write assert tests: right programs pass, wrong ones and cheats do not."""
 
 import pytest
+from sandboxes import needs_sandbox
 
-from rewards.code import SandboxUnavailable, check_sandbox, run_tests
+from rewards.code import run_tests
 
-
-def _available() -> bool:
-    try:
-        check_sandbox("auto")
-    except SandboxUnavailable:
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(not _available(), reason="no sandbox works on this machine")
+pytestmark = needs_sandbox
 
 RIGHT = """
 import asyncio, collections

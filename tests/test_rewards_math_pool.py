@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 import rewards.math.pool as pool_module
-from rewards.math.pool import Pool, WorkerStartError, default_size
+from rewards.cpus import share_of_cpus
+from rewards.math.pool import Pool, WorkerStartError
 
 ROOT = Path(__file__).parents[1]
 ODD = """
@@ -241,7 +242,7 @@ def test_the_ranks_of_a_machine_share_its_cores(ranks: str, share: int, monkeypa
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     else:
         monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert default_size({"LOCAL_WORLD_SIZE": ranks}) == max(1, 8 // share)
+    assert share_of_cpus({"LOCAL_WORLD_SIZE": ranks}) == max(1, 8 // share)
 
 
 # -- processes -------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ because the sandbox failed: never a 0 for what is not the program's fault.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ..accuracy import JudgedScore
+from ..cpus import share_of_cpus
 from ..errors import RewardError
 from ..messages import Completion, completion_text
 from .backends import SandboxUnavailable
@@ -67,7 +67,7 @@ def code_reward(
     programs = [extract_program(prefill + completion_text(completion)) for completion in completions]
     pairs = zip(programs, cases, strict=True)
     asked = [(program, case) for program, case in pairs if program is not None and case]
-    results = iter(run_many(asked, workers=workers or _share_of_cpus(), **options))
+    results = iter(run_many(asked, workers=workers or share_of_cpus(), **options))
     return [
         None if not case else JudgedScore(0.0, "unparsed") if program is None else _score(next(results), score)
         for program, case in zip(programs, cases, strict=True)
@@ -124,8 +124,3 @@ def _score(result: CodeResult, score: str) -> JudgedScore | None:
         return JudgedScore(1.0, "correct")
     value = result.passed / result.total if score == "fraction" else 0.0
     return JudgedScore(value, "timeout" if failures[0] == "timeout" else "wrong")
-
-
-def _share_of_cpus() -> int:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, available // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

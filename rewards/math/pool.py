@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cpus import share_of_cpus
 from .worker import READY
 
 START_LIMIT_S = 120.0  # importing sympy takes a second; from a shared disk, by many ranks at once, far longer
@@ -168,7 +169,7 @@ class Pool:
 
     def __init__(self, command: Sequence[str] | None = None, size: int | None = None):
         self._command = list(command or (sys.executable, "-P", "-m", f"{__package__}.worker"))
-        self.size = default_size(os.environ) if size is None else size
+        self.size = share_of_cpus() if size is None else size
         self._reset()
 
     def _reset(self) -> None:
@@ -268,13 +269,6 @@ class Pool:
             self._remembered[answer, gold] = equal
             if len(self._remembered) > MAX_REMEMBERED:
                 self._remembered.popitem(last=False)
-
-
-def default_size(environ: Mapping[str, str]) -> int:
-    """The cores of this process shared with the other ranks of this machine; at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ranks = environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, cores // max(1, int(ranks) if ranks.isdecimal() else 1))
 
 
 def _environment() -> dict[str, str]:

@@ -28,11 +28,15 @@ class Slots:
         self.count, self.capacity, self.fixed = count, capacity, fixed
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
+    def room(self, tokens: int) -> int:
+        """How long the buffers are that hold sequences of this length."""
+        return self.capacity if self.fixed else min(-(-tokens // GROWTH) * GROWTH, self.capacity)
+
     def layer(self, index: int, key: Tensor, value: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
         """The buffers of a layer, shaped after key and value [G, T, D], with room for at least `tokens`."""
         have = self.layers.get(index)
         if have is None or have[0].shape[2] < tokens:
-            size = self.capacity if self.fixed else min(-(-tokens // GROWTH) * GROWTH, self.capacity)
+            size = self.room(tokens)
             k, v = (
                 torch.zeros(self.count, x.shape[0], size, x.shape[-1], dtype=x.dtype, device=x.device)
                 for x in (key, value)
@@ -71,7 +75,7 @@ class DecodeLayout:
 
     def __post_init__(self) -> None:
         if not self.slots.fixed:
-            self.span = min(-(-self.span // GROWTH) * GROWTH, self.slots.capacity)
+            self.span = self.slots.room(self.span)
         steps = torch.arange(self.span, device=self.lengths_B.device)
         self.distance_BK = self.lengths_B.unsqueeze(1) - steps
         self.rows_B = torch.arange(len(self.lengths_B), device=self.lengths_B.device)
