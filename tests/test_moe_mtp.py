@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from test_moe_parity import model_of, relative
+from tiny_moe import model_of, relative
+from tiny_moe import token_ids as tokens
 
 from model import MoEForCausalLM
 from model.loss import IGNORED, cross_entropy
@@ -37,10 +38,6 @@ def naive_losses(model: MoEForCausalLM, ids: torch.Tensor) -> list[torch.Tensor]
     for k, state in enumerate(out.mtp_hidden, start=1):
         losses.append(F.cross_entropy(model.lm_head(state)[0, : -k - 1], ids[0, k + 1 :]))
     return losses
-
-
-def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(512, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_the_loss_is_the_main_one_plus_lambda_times_the_mean_over_depths():

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from tiny_moe import model_of, relative
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -42,19 +43,6 @@ CASES = {
     "moonlight": {"n_group": 1, "topk_group": 1, "q_lora_rank": None, "rms_norm_eps": 1e-2},
     "halves instead of pairs": {"rope_interleave": False},
 }
-
-
-def model_of(seed: int = 0, **changes) -> MoEForCausalLM:
-    """Random weights, norms and biases, so that nothing is hidden by ones and zeros."""
-    config = MoEConfig.preset("tiny", **{"num_nextn_predict_layers": 0, "seq_aux_alpha": 0.0, **changes})
-    config._attn_implementation = "eager"
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        model = MoEForCausalLM(config)
-        for _, tensor in sorted(model.state_dict().items()):
-            tensor.add_(0.05 * torch.randn(tensor.shape, generator=generator))
-    return model
 
 
 @pytest.mark.parametrize("implementation", ["grouped", "loop"])
@@ -98,10 +86,6 @@ def test_softmax_routing_equals_transformers_deepseek_v2(method):
     ids = torch.randint(512, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert relative(model(ids, use_cache=False).logits, theirs(ids, use_cache=False).logits) < 1e-5
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).detach().norm() / b.detach().norm())
 
 
 def test_the_files_are_of_the_released_layout(tmp_path):

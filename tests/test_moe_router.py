@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_moe_parity import model_of
+from tiny_moe import gradients_with_and_without_recomputation, model_of, token_ids
 
 from model import balance
 from model.router import affinities, choose_experts, gate_weights, loads, sequence_balance, updated_bias
@@ -59,55 +59,41 @@ def test_bias_update():
     )
 
 
-def ids(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randint(512, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def counted(model) -> dict[int, torch.Tensor]:
-    return balance.take_loads(model)
-
-
 def test_every_token_counts_k_times_once():
     """Also with recomputed activations, with accumulation, and without padding; never in evaluation."""
     model = model_of().train()
-    batch = ids(0, 4, 12)
+    batch = token_ids(4, 12, seed=0)
     model(batch, labels=batch).loss.backward()
-    once = counted(model)
+    once = balance.take_loads(model)
     assert set(once) == {1, 2, 3} and all(int(load.sum()) == 48 * 4 for load in once.values())
-    assert all(int(load.sum()) == 0 for load in counted(model).values())
+    assert all(int(load.sum()) == 0 for load in balance.take_loads(model).values())
 
     for part in batch.split(1):  # accumulation
         model(part, labels=part).loss.backward()
-    assert all(torch.equal(load, once[layer]) for layer, load in counted(model).items())
+    assert all(torch.equal(load, once[layer]) for layer, load in balance.take_loads(model).items())
 
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model(batch, labels=batch).loss.backward()
-    assert all(torch.equal(load, once[layer]) for layer, load in counted(model).items())
+    assert all(torch.equal(load, once[layer]) for layer, load in balance.take_loads(model).items())
 
     padding = torch.ones(4, 12, dtype=torch.long)
     padding[:, 9:] = 0
     model(batch, attention_mask=padding)
-    assert all(int(load.sum()) == 36 * 4 for load in counted(model).values())
+    assert all(int(load.sum()) == 36 * 4 for load in balance.take_loads(model).values())
     model.eval()(batch)
-    assert all(int(load.sum()) == 0 for load in counted(model).values())
+    assert all(int(load.sum()) == 0 for load in balance.take_loads(model).values())
 
 
 def test_recomputation_gives_the_same_gradients_and_routing():
-    batch = ids(1, 2, 20)
-    gradients = []
-    for checkpointing in (False, True):
-        model = model_of(seq_aux_alpha=0.1).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        model(batch, labels=batch).loss.backward()
-        gradients.append([p.grad for p in model.parameters()])
+    batch = token_ids(2, 20, seed=1)
+    gradients = gradients_with_and_without_recomputation(batch, seq_aux_alpha=0.1)
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_replayed_routing():
     """The recorded experts are used whatever the weights now say; the weights are live, so gradients reach the gate."""
     model = model_of().train()
-    batch = ids(2, 1, 16)
+    batch = token_ids(1, 16, seed=2)
     recorded = model(batch).routing
     with torch.no_grad():
         for layer in model.model.layers[1:]:
@@ -124,7 +110,7 @@ def test_bias_updates_balance_a_skewed_router():
     with torch.no_grad():
         for layer in model.model.layers[1:]:
             layer.mlp.gate.e_score_correction_bias[:3] += 0.5
-    batch = ids(3, 8, 32)
+    batch = token_ids(8, 32, seed=3)
     worst = []
     for _ in range(120):
         with torch.no_grad():
@@ -197,7 +183,7 @@ def test_the_loss_holds_alpha_times_the_balance_of_every_layer():
     """Per document, so packing changes nothing; the mean over documents."""
     model = model_of(seq_aux_alpha=0.25, seq_aux_counts="routed").train()
     plain = model_of(seq_aux_alpha=0.0).train()
-    batch = ids(4, 2, 10)
+    batch = token_ids(2, 10, seed=4)
     ours, theirs = model(batch, labels=batch), plain(batch, labels=batch)
     assert float(ours.loss - theirs.loss) == pytest.approx(float(ours.balance_loss), abs=1e-5)
     packed = model(batch.view(1, 20), position_ids=torch.arange(10).repeat(2)[None])
