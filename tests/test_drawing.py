@@ -93,6 +93,19 @@ def test_choose_and_process_logits():
 # ---- random numbers ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("vocabulary", [200, 257, 9000])
+def test_nucleus_of_a_large_vocabulary(vocabulary):
+    """Peaked rows end within the likeliest few hundred, flat ones need thousands: both at once."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    spread = torch.tensor([8.0, 0.1, 3.0, 0.0, 1.0])[:, None]
+    logits = spread * torch.randn(5, vocabulary, generator=generator)
+    got = process_logits(logits, 1.0, 0, 0.95)
+    assert torch.equal(got[got.isfinite()], logits[got.isfinite()])
+    for row, values in zip(got, logits, strict=True):
+        assert abs(int(row.isfinite().sum()) - int((processed(values, top_p=0.95) > 0).sum())) <= 1  # rounding
+        assert float(values[row.isfinite()].min()) >= float(values[row.isinf()].max())
+
+
 def test_the_stream_format_is_pinned():
     """Runs resume and repeat by these numbers: they must not change. mix: splitmix64's published outputs."""
     assert mix(0) == 0xE220A8397B1DCDAF
