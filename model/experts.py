@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.router import loads
+
 
 class Experts(nn.Module):
     """E SwiGLU networks: down_e(silu(gate_e x) · up_e x). Gate and up stand in one tensor [E, 2I, C]."""
@@ -23,7 +25,7 @@ class Experts(nn.Module):
         """Σ_k weight_k · expert_{index_k}(x), [T, C]."""
         experts, k = len(self.down_proj), index_TK.shape[-1]
         order_R = index_TK.flatten().argsort(stable=True)  # rows by expert, then by token
-        count_E = torch.bincount(index_TK.flatten(), minlength=experts)
+        count_E = loads(index_TK, experts)
         x_RC = x_TC[order_R // k]
         y_RC = self._grouped(x_RC, count_E) if self.implementation == "grouped" else self._loop(x_RC, count_E)
         place_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))

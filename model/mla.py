@@ -8,7 +8,7 @@ B rows, S tokens, C channels, H heads; N = qk_nope_head_dim, P = qk_rope_head_di
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,23 @@ from model.rope import rotate, softmax_scale
 LATENT_EPS = 1e-6
 
 
+class LatentLayout(Protocol):
+    """What the layout of a sampler's forward, one row of T packed tokens, does with latents [c, k_rope] of R + P."""
+
+    keeps: bool  # whether tokens of this forward are seen again by a later one
+    decodes: bool  # whether their queries see what was kept earlier: then the absorbed form is used
+
+    def keep(self, layer: int, cache_TD: Tensor) -> None: ...
+
+    def attend_latents(self, layer: int, q_HTD: Tensor, cache_TD: Tensor, latent: int, scale: float) -> Tensor:
+        """[H, T, R]: latents mixed by softmax(scale q·[c, k_rope]) over what was kept and these tokens, then kept."""
+        ...
+
+
 class MultiHeadLatentAttention(nn.Module):
-    """The expanded form, for training and prefill: per-head keys and values are computed from the latents."""
+    """Training and prefill use the expanded form: per-head keys and values are computed from the latents. Decoding uses
+    the absorbed form: the same products in another order, so that only latents are read.
+    """
 
     def __init__(self, config: MoEConfig, layer_idx: int):
         super().__init__()
@@ -54,9 +69,20 @@ class MultiHeadLatentAttention(nn.Module):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> Tensor:
-        """[B, S, C]. kwargs go to the attention function that `config._attn_implementation` names."""
+        """[B, S, C]. kwargs go to the attention function that `config._attn_implementation` names.
+
+        A `layout` among them (a sampler's) may keep latents of its own, see `LatentLayout`.
+        """
         q_nope, q_rope = self.queries(x_BSC, rotation)
         latent, k_rope = self.latents(x_BSC, rotation)
+        layout: LatentLayout | None = kwargs.get("layout")
+        if layout is not None and layout.keeps:
+            cache_TD = torch.cat([latent, k_rope], -1)[0]
+            if layout.decodes:
+                q_HTD = self.absorb_query(q_nope, q_rope)[0].transpose(0, 1)
+                mixed_HTR = layout.attend_latents(self.layer_idx, q_HTD, cache_TD, self.latent, self.scaling)
+                return self.absorb_output(mixed_HTR.transpose(0, 1)[None])
+            layout.keep(self.layer_idx, cache_TD)
         if past_key_values is not None:  # the cache holds latents, seen as keys and values of one head
             latent, k_rope = past_key_values.update(latent.unsqueeze(1), k_rope.unsqueeze(1), self.layer_idx)
             latent, k_rope = latent.squeeze(1), k_rope.squeeze(1)

@@ -20,11 +20,11 @@ class Routing:
     chosen: layer -> indices [T, K]. A layer that finds its indices here uses them, and only the weights come from live
         affinities: so recomputed activations meet the experts that they met the first time, and indices recorded
         at rollout can be replayed in training (put them here before the forward).
-    document_T: each token's document, -1 for padding, for the sequence-wise loss.
+    document_T: each token's document, -1 for padding, for the sequence-wise loss; None where only outputs count.
     """
 
-    document_T: Tensor
-    documents: int
+    document_T: Tensor | None = None
+    documents: int = 1
     chosen: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -81,7 +81,7 @@ class MixtureOfExperts(nn.Module):
             s_TE, index_TK, normalise=bool(config.norm_topk_prob), scale=config.routed_scaling_factor
         )
         out = self.experts(x_TC, index_TK, weight_TK) + self.shared_experts(x_TC)
-        if not (self.training and config.seq_aux_alpha):
+        if not (self.training and config.seq_aux_alpha) or routing.document_T is None:
             return out, s_TE.new_zeros(())
         balance = sequence_balance(s_TE, index_TK, routing.document_T, routing.documents, counts=config.seq_aux_counts)
         return out, balance

@@ -42,8 +42,9 @@ def gate_weights(s_TE: Tensor, index_TK: Tensor, *, normalise: bool, scale: floa
 
 
 def loads(index_TK: Tensor, experts: int) -> Tensor:
-    """Tokens per expert [E] int64; sums to T·K."""
-    return torch.bincount(index_TK.flatten(), minlength=experts)
+    """Tokens per expert [E] int64; sums to T·K. (bincount would do, but makes the host wait for a GPU.)"""
+    flat = index_TK.flatten()
+    return torch.zeros(experts, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 def updated_bias(bias_E: Tensor, load_E: Tensor, speed: float) -> Tensor:

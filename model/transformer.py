@@ -33,7 +33,9 @@ class MoEOutput(ModelOutput):
     balance_loss: α Σ_layers Σ_documents Σ_i f_i P_i / documents (V3 report, eq. 17), 0 outside training; already in
         `loss`. mtp_loss: mean over depths of the cross-entropies of tokens further ahead (eq. 24), times λ in `loss`.
     mtp_hidden: per depth k, normed states [B, S, C] whose product with the head's weight predicts token i+k+1.
-    document_T: each token's document, -1 for padding. routing: which experts each token met, by layer.
+    mtp_state: what the first prediction module reads of this model, [B, S, C].
+    document_T: each token's document, -1 for padding. routing: which experts each token met, by layer
+        of the main model.
     """
 
     loss: Tensor | None = None
@@ -43,6 +45,7 @@ class MoEOutput(ModelOutput):
     balance_loss: Tensor | None = None
     mtp_loss: Tensor | None = None
     mtp_hidden: Any = None
+    mtp_state: Tensor | None = None
     document_T: Tensor | None = None
     routing: Any = None
 
@@ -118,17 +121,21 @@ class Decoder(MoEPreTrainedModel):
         use_cache: bool | None = None,
         routing: dict[int, Tensor] | None = None,
         mtp: bool = False,
+        mtp_apart: bool = False,
         **kwargs: Any,
     ) -> MoEOutput:
         """position_ids that restart at 0 pack documents, which then see nothing of each other (no cache, no mask).
 
-        routing: layer -> expert indices [T, K] to use instead of choosing. mtp: also `mtp_hidden` (without a cache).
+        routing: layer -> expert indices [T, K] to use instead of choosing. mtp: also `mtp_hidden` (without a cache);
+        mtp_apart: without gradient to the main model. A `layout` among kwargs is for an attention function that knows
+        from it who sees whom; then documents are looked at only where training needs them.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x_BSC = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        packed = position_ids is not None and bool((position_ids[:, 1:] == 0).any())
+        with_layout = "layout" in kwargs
+        packed = not with_layout and position_ids is not None and bool((position_ids[:, 1:] == 0).any())
         if packed:
             if past_key_values is not None or attention_mask is not None:
                 raise ValueError("packed documents (position_ids that restart) take no cache and no attention_mask")
@@ -139,7 +146,7 @@ class Decoder(MoEPreTrainedModel):
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(x_BSC.shape[1], device=x_BSC.device)[None] + seen
         mask = None
-        if "layout" not in kwargs:  # an attention function that takes a layout knows who sees whom
+        if not with_layout:
             mask = create_causal_mask(
                 config=self.config,
                 inputs_embeds=x_BSC,
@@ -147,8 +154,10 @@ class Decoder(MoEPreTrainedModel):
                 past_key_values=past_key_values,
                 position_ids=position_ids,
             )
-        rotation = angles(position_ids, self.frequency, rotation_scale(self.config.rope_parameters), x_BSC.dtype)
-        documents = Routing(*_documents(position_ids, attention_mask, x_BSC), dict(routing or {}))
+        documents = Routing(chosen=dict(routing or {}))
+        if self.training or mtp or not with_layout:
+            documents.document_T, documents.documents = _documents(position_ids, attention_mask, x_BSC)
+        rotation = self._rotation(position_ids, x_BSC.dtype)
         attention = {"rotation": rotation, "attention_mask": mask, "past_key_values": past_key_values, **kwargs}
         balance = x_BSC.new_zeros((), dtype=torch.float32)
         for layer in self.layers[: self.config.num_hidden_layers]:
@@ -156,12 +165,15 @@ class Decoder(MoEPreTrainedModel):
             balance = balance + part
         hidden = self.norm(x_BSC)
         mtp_hidden: list[Tensor] = []
+        mtp_state = state = hidden if self.config.mtp_hidden == "after" else x_BSC
         if mtp:
             if input_ids is None or past_key_values is not None:
                 raise ValueError("mtp needs input_ids, and no cache")
-            state = hidden if self.config.mtp_hidden == "after" else x_BSC
+            assert documents.document_T is not None
             for k, module in enumerate(self.prediction_modules, start=1):
                 later = self.embed_tokens(ahead(input_ids, documents.document_T, k, fill=0))
+                if mtp_apart:
+                    later, state = later.detach(), state.detach() if k == 1 else state
                 state, part = module(state, later, documents, **attention)
                 balance = balance + part
                 mtp_hidden.append(module.shared_head.norm(state))
@@ -172,13 +184,31 @@ class Decoder(MoEPreTrainedModel):
             past_key_values=past_key_values,
             balance_loss=self.config.seq_aux_alpha * balance / max(1, documents.documents),
             mtp_hidden=mtp_hidden,
+            mtp_state=mtp_state,
             document_T=documents.document_T,
-            routing=documents.chosen,
+            routing={i: chosen for i, chosen in documents.chosen.items() if i < self.config.num_hidden_layers},
         )
+
+    def predict(
+        self, state_BSC: Tensor, next_ids_BS: Tensor, position_ids: Tensor, layout: Any
+    ) -> tuple[Tensor, Tensor]:
+        """For a sampler's drafts: the first prediction module on states of tokens i and the ids of tokens i+1.
+
+        Returns its own states (which stand for the main model's, one token further, where drafts go on) and the normed
+        ones, whose product with the head's weight predicts tokens i+2.
+        """
+        module = self.prediction_modules[0]
+        rotation = self._rotation(position_ids, state_BSC.dtype)
+        state, _ = module(state_BSC, self.embed_tokens(next_ids_BS), Routing(), rotation=rotation, layout=layout)
+        return state, module.shared_head.norm(state)
+
+    def _rotation(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return angles(position_ids, self.frequency, rotation_scale(self.config.rope_parameters), dtype)
 
     @torch.no_grad()
     def _count(self, routing: Routing) -> None:
         """Here, outside what is recomputed: each token counts once."""
+        assert routing.document_T is not None
         real = routing.document_T >= 0
         for layer, index_TK in routing.chosen.items():
             self.load_LE[layer] += loads(index_TK[real], self.config.n_routed_experts)
@@ -225,6 +255,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        mtp: bool = False,
         **kwargs: Any,
     ) -> MoEOutput:
         """logits [B, S, V]; with labels also the loss: the mean cross-entropy of next tokens (never those of another
@@ -237,15 +268,16 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=False if predicting else use_cache,
-            mtp=predicting and self.config.num_nextn_predict_layers > 0,
+            mtp=mtp or (predicting and self.config.num_nextn_predict_layers > 0),
             **kwargs,
         )
         hidden = out.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         out.logits = self.lm_head(hidden[:, kept])
         if labels is not None:
+            assert out.document_T is not None
             out.loss = self._cross_entropy(hidden, labels, out.document_T, 1) + out.balance_loss
-            if out.mtp_hidden:
+            if predicting and out.mtp_hidden:
                 further = [
                     self._cross_entropy(h, labels, out.document_T, k + 1) for k, h in enumerate(out.mtp_hidden, start=1)
                 ]

@@ -58,6 +58,21 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**MOE, "num_experts": 4, "norm_topk_prob": True, "decoder_sparse_step": 1},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "deepseek_v3": {
+        "moe_intermediate_size": 24,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "n_group": 2,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "num_key_value_heads": 4,
+    },
 }
 FAMILIES = sorted(SUPPORTED_TYPES)
 DENSE = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"]

@@ -157,7 +157,9 @@ class PackedLayout:
     """
 
     segments: list[Segment]
-    recorded: dict[int, tuple[Tensor, Tensor]] | None = None  # layer -> (k, v) [G, T, D], for prefill
+    # For prefill: layer -> what a sampler keeps of it, (k, v) or latents alone, [G, T, D] each.
+    recorded: dict[int, tuple[Tensor, ...]] | None = None
+    decodes = False  # see model.mla.LatentLayout
 
     def __post_init__(self) -> None:
         self.batches = _batches(self.segments)
@@ -175,7 +177,7 @@ class PackedLayout:
 
     def attend(self, layer: int, q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, options: Options) -> Tensor:
         if self.recorded is not None:
-            self.recorded[layer] = (k_GTD, v_GTD)
+            self.recorded.setdefault(layer, (k_GTD, v_GTD))  # unless the layer has kept latents instead
         if self.source.device != q_HTD.device:
             self.source, self.place = self.source.to(q_HTD.device), self.place.to(q_HTD.device)
         packed = [x.transpose(0, 1) for x in (q_HTD, k_GTD, v_GTD)]  # [T, heads, D]
@@ -188,6 +190,15 @@ class PackedLayout:
         if not self.identity:
             out = _Unpad.apply(out, self.source, self.place)
         return out.transpose(0, 1)
+
+    @property
+    def keeps(self) -> bool:
+        return self.recorded is not None
+
+    def keep(self, layer: int, cache_TD: Tensor) -> None:
+        """Latents [T, D] that stand for the keys and values of all heads (multi-head latent attention)."""
+        assert self.recorded is not None
+        self.recorded[layer] = (cache_TD.unsqueeze(0),)
 
     def _split(self, padded: list[Tensor]) -> Iterator[list[Tensor]]:
         """Per batch: q, k, v as [rows, heads, longest, D]."""

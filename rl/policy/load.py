@@ -21,7 +21,7 @@ SUPPORTED_TYPES = frozenset(
     {
         "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "cohere", "cohere2",
         "olmo2", "olmo3", "phi3", "smollm3", "starcoder2", "glm4", "ministral", "seed_oss", "helium", "arcee",
-        "qwen2_moe", "qwen3_moe", "mixtral", "olmoe",
+        "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "deepseek_v3",
     }
 )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,16 +13,28 @@ BATCH_BUCKET = 8  # CUDA graphs are captured for batches rounded up to this,
 SPAN_BUCKET = 256  # and for key spans rounded up to this
 
 
-class DecodeStep:
-    """Called with the last token of each running sequence and the tokens in its slot; returns logits [B, V]."""
+class Decoded(NamedTuple):
+    """Of B sequences with W new tokens each. state and routed only where the model gives them (our MoE)."""
 
-    def __init__(self, model: Any, slots: Slots):
-        self.model, self.slots = model, slots
+    logits_BWV: Tensor
+    state_BWC: Tensor | None  # what the model's prediction module reads
+    routed_BWLK: Tensor | None  # the experts that each token met in each layer with experts
+
+    def rows(self, count: int) -> Decoded:
+        state, routed = (None if x is None else x[:count] for x in self[1:])
+        return Decoded(self.logits_BWV[:count], state, routed)
+
+
+class DecodeStep:
+    """Called with the newest `width` tokens of each running sequence and the tokens in its slot before them."""
+
+    def __init__(self, model: Any, slots: Slots, width: int = 1):
+        self.model, self.slots, self.width = model, slots, width
         self.device = model.device
         self.graphs: dict[tuple[int, int], _Graph] = {}
 
-    def __call__(self, tokens: list[int], lengths: list[int]) -> Tensor:
-        span = max(lengths) + 1
+    def __call__(self, tokens: list[list[int]], lengths: list[int]) -> Decoded:
+        span = max(lengths) + self.width
         if self.device.type != "cuda":
             return self._forward(torch.tensor(tokens), torch.tensor(lengths), span)
         batch = min(-(-len(tokens) // BATCH_BUCKET) * BATCH_BUCKET, self.slots.count)
@@ -30,32 +42,44 @@ class DecodeStep:
         graph = self.graphs.get((batch, span))
         if graph is None:
             graph = self.graphs[batch, span] = _Graph(self, batch, span)
-        return graph(tokens, lengths)[: len(tokens)]
+        return graph(tokens, lengths).rows(len(tokens))
 
-    def _forward(self, tokens_B: Tensor, lengths_B: Tensor, span: int) -> Tensor:
-        logits: Tensor = self.model(
-            input_ids=tokens_B[None],
-            position_ids=lengths_B[None],
+    def _forward(self, tokens_BW: Tensor, lengths_B: Tensor, span: int) -> Decoded:
+        layout = DecodeLayout(self.slots, lengths_B, span, self.width)
+        out = self.model(
+            input_ids=tokens_BW.reshape(1, -1),
+            position_ids=layout.positions_BW.reshape(1, -1),
             use_cache=False,
-            layout=DecodeLayout(self.slots, lengths_B, span),
-        ).logits
-        return logits[0]
+            layout=layout,
+        )
+        shape = tokens_BW.shape
+        state, routed = getattr(out, "mtp_state", None), routed_experts(out)
+        return Decoded(
+            out.logits[0].unflatten(0, shape),
+            None if state is None else state[0].unflatten(0, shape),
+            None if routed is None else routed.unflatten(0, shape),
+        )
+
+
+def routed_experts(out: Any) -> Tensor | None:
+    """Indices [T, L, K] of the experts that each token met in the layers that have experts, lowest layer first."""
+    routing = getattr(out, "routing", None)
+    return torch.stack([routing[layer] for layer in sorted(routing)], 1) if routing else None
 
 
 class _Graph:
     """A captured decode step. Rows beyond the running ones write into their own, unused slots."""
 
     def __init__(self, step: DecodeStep, batch: int, span: int):
-        self.tokens = torch.zeros(batch, dtype=torch.long, device=step.device)
+        self.tokens = torch.zeros(batch, step.width, dtype=torch.long, device=step.device)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=step.device)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        # Warm-up runs must not disturb the slots: they write the keys of token 0 at position 0 of each row,
-        # so they run on positions past every real one.
-        self.lengths.fill_(span - 1)
+        # Warm-up runs must not disturb the slots: they write at the last positions of the span, which are put back.
+        start = span - step.width
+        self.lengths.fill_(start)
         kept = {
-            i: (k[:batch, :, span - 1].clone(), v[:batch, :, span - 1].clone())
-            for i, (k, v) in step.slots.layers.items()
+            i: [buffer[:batch, :, start:span].clone() for buffer in buffers] for i, buffers in step.slots.layers.items()
         }
         with torch.cuda.stream(side):
             for _ in range(2):
@@ -63,15 +87,15 @@ class _Graph:
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.logits = step._forward(self.tokens, self.lengths, span)
-        for i, (k, v) in kept.items():
-            step.slots.layers[i][0][:batch, :, span - 1] = k
-            step.slots.layers[i][1][:batch, :, span - 1] = v
+            self.decoded = step._forward(self.tokens, self.lengths, span)
+        for i, copies in kept.items():
+            for buffer, copy in zip(step.slots.layers[i], copies, strict=True):
+                buffer[:batch, :, start:span] = copy
 
-    def __call__(self, tokens: list[int], lengths: list[int]) -> Tensor:
+    def __call__(self, tokens: list[list[int]], lengths: list[int]) -> Decoded:
         count = len(tokens)
         self.tokens[:count] = torch.tensor(tokens, device=self.tokens.device)
         self.lengths[:count] = torch.tensor(lengths, device=self.lengths.device)
         self.lengths[count:] = 0
         self.graph.replay()
-        return self.logits
+        return self.decoded

@@ -1,7 +1,8 @@
 """`LocalSampler`: in-process sampling with continuous batching over preallocated key/value slots.
 
 One loop: admit prompts while rows are free (each prompt is prefilled once, its keys and values copied to a
-row per sample), decode one token for every running row, retire finished rows by moving the last one there.
+row per sample), decode one token for every running row (or, with drafts, several), retire finished rows by
+moving the last one there.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from torch import Tensor
 
 from rl.policy.attention import PackedLayout, Segment, packed_attention
 from rl.policy.load import SUPPORTED_TYPES, stop_token_ids
-from rl.rollout.decode import DecodeStep
+from rl.rollout.decode import Decoded, DecodeStep, routed_experts
 from rl.rollout.fallback import generate_with_transformers
 from rl.rollout.prepacked import prepacked
 from rl.rollout.sampling import choose, stream_key, uniform
 from rl.rollout.slots import Slots
+from rl.rollout.speculative import Acceptance, Drafter, Pending, verify
 from rl.rollout.types import Sample, SamplingParams
 
 
@@ -34,8 +36,10 @@ class _Prompt:
     index: int
     ids: Sequence[int]
     start: int  # where it stands in the prefilled pack
-    recorded: dict[int, tuple[Tensor, Tensor]]
+    recorded: dict[int, tuple[Tensor, ...]]
     logits_V: Tensor
+    state_C: Tensor | None  # what a prediction module reads of its last token
+    routed_TLK: Tensor | None
     next_sample: int = 0
 
 
@@ -47,8 +51,20 @@ class _Running:
     sample: int
     key: int
     length: int  # tokens whose keys are in the slot
+    pending_NC: Tensor | None  # states of the newest of these, which a prediction module has not seen
+    routed: list[Tensor]  # experts of these tokens, in pieces [n, L, K]; empty if nobody asked
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def pending(self) -> Pending:
+        assert self.pending_NC is not None
+        return Pending(self.token_ids[-len(self.pending_NC) :], self.pending_NC)
+
+    def uniform(self, ahead: int = 0, use: int | None = None) -> float:
+        """The number for the token that comes `ahead` tokens after the next; drafts have streams of their own."""
+        key = self.key if use is None else stream_key(self.key, use)
+        return uniform(key, len(self.token_ids) + ahead)
 
 
 class LocalSampler:
@@ -57,6 +73,9 @@ class LocalSampler:
     max_slots: sequences decoded at a time. prefill_tokens: prompt tokens per prefill forward.
     slots: whether to drive the model's attention ourselves; None = if its type is known to allow it.
     Architectures whose attention we cannot drive fall back to transformers' `generate`, announced once.
+    draft_tokens: speculative decoding with the model's multi-token prediction module, so many drafts a step; 0 = none.
+        `acceptance` says how the last call's drafts did.
+    record_routing: samples carry the experts that each token met (mixtures of experts of our own).
     """
 
     def __init__(
@@ -69,6 +88,8 @@ class LocalSampler:
         version: int = 0,
         progress: Callable[[int, int], None] | None = None,
         slots: bool | None = None,
+        draft_tokens: int = 0,
+        record_routing: bool = False,
     ):
         self.model, self.tokenizer = model, tokenizer
         self.max_slots, self.prefill_tokens = max_slots, prefill_tokens
@@ -76,8 +97,18 @@ class LocalSampler:
         self.progress = progress  # called with (completions done, completions asked for)
         self.stop_ids = stop_token_ids(model, tokenizer)
         self.supported = model.config.model_type in SUPPORTED_TYPES if slots is None else slots
+        self.draft_tokens, self.record_routing = draft_tokens, record_routing
+        self.acceptance = Acceptance([0] * draft_tokens)
         self._slots: Slots | None = None
         self._step: DecodeStep | None = None
+        ours = self.supported and hasattr(model.base_model, "prediction_modules")
+        if draft_tokens and not (ours and model.base_model.prediction_modules):
+            raise ValueError(
+                "draft_tokens: the model has no multi-token prediction module to draft with "
+                "(num_nextn_predict_layers is 0, or it is not a DeepSeek-V3 of our own); set draft_tokens to 0"
+            )
+        if record_routing and not ours:
+            raise ValueError(f"record_routing: a {model.config.model_type} does not tell which experts tokens meet")
         if not self.supported:
             warnings.warn(
                 f"no slot decoding for model type {model.config.model_type!r}: using transformers' generate",
@@ -120,7 +151,7 @@ class LocalSampler:
                 return generate_with_transformers(
                     self.model, prompts, params, keys, stops, self.version, self.max_slots
                 )
-            rows = min(self.max_slots, len(prompts) * params.n)
+            rows = min(self.max_slots, len(prompts) * params.n) * (self.draft_tokens + 1)
             with packed_attention(self.model), prepacked(self.model, rows):
                 return self._generate(prompts, params, keys, stops)
 
@@ -129,26 +160,28 @@ class LocalSampler:
     ) -> list[list[Sample]]:
         total = len(prompts) * params.n
         done: list[list[Sample | None]] = [[None] * params.n for _ in prompts]
-        capacity = max((len(p) for p in prompts), default=0) + params.max_tokens
+        capacity = max((len(p) for p in prompts), default=0) + params.max_tokens + self.draft_tokens
         slots, step = self._buffers(min(self.max_slots, total), capacity)
+        drafter = Drafter(self.model, slots, self.draft_tokens) if self.draft_tokens else None
+        self.acceptance = Acceptance([0] * self.draft_tokens)
         # Longest prompts first: short ones fill the gaps that finished sequences leave at the end.
         waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
         ready: deque[_Prompt] = deque()
         running: list[_Running] = []
         finished = 0
 
-        def settle(rows: list[_Running], tokens: list[int], logps: list[float]) -> list[_Running]:
-            """Appends the drawn tokens; returns the sequences that ended."""
+        def settle(rows: list[_Running], tokens: list[list[int]], logps: list[list[float]]) -> list[_Running]:
+            """Appends the drawn tokens, up to one that ends its sequence; returns the sequences that ended."""
             nonlocal finished
             ended = []
-            for row, token, logp in zip(rows, tokens, logps, strict=True):
-                row.token_ids.append(token)
-                row.logprobs.append(logp)
-                stop = token in stops
-                if stop or len(row.token_ids) == params.max_tokens:
-                    reason = "stop" if stop else "length"
-                    done[row.prompt][row.sample] = Sample(row.token_ids, row.logprobs, reason, self.version)  # type: ignore[arg-type]
-                    ended.append(row)
+            for row, new, new_logps in zip(rows, tokens, logps, strict=True):
+                for token, logp in zip(new, new_logps, strict=True):
+                    row.token_ids.append(token)
+                    row.logprobs.append(logp)
+                    if token in stops or len(row.token_ids) == params.max_tokens:
+                        done[row.prompt][row.sample] = self._sample(row, len(prompts[row.prompt]), token in stops)
+                        ended.append(row)
+                        break
             finished += len(ended)
             if ended and self.progress:
                 self.progress(finished, total)
@@ -165,7 +198,10 @@ class LocalSampler:
                 take = min(slots.count - used, params.n - prompt.next_sample)
                 slots.fill(list(range(used, used + take)), prompt.recorded, prompt.start, len(prompt.ids))
                 for j in range(prompt.next_sample, prompt.next_sample + take):
-                    admitted.append(_Running(prompt.index, j, stream_key(keys[prompt.index], j), len(prompt.ids)))
+                    key = stream_key(keys[prompt.index], j)
+                    state = None if prompt.state_C is None else prompt.state_C[None]
+                    routed = [] if prompt.routed_TLK is None else [prompt.routed_TLK]
+                    admitted.append(_Running(prompt.index, j, key, len(prompt.ids), state, routed))
                     first_logits.append(prompt.logits_V)
                 prompt.next_sample += take
                 if prompt.next_sample == params.n:
@@ -175,10 +211,11 @@ class LocalSampler:
                 running += admitted
                 self._retire(running, ended, slots)
             if running:
-                logits = step([r.token_ids[-1] for r in running], [r.length for r in running])
-                for row in running:
-                    row.length += 1
-                self._retire(running, settle(running, *self._choose(logits, running, params, stops)), slots)
+                if drafter:
+                    drawn = self._speculate(drafter, step, running, params, stops)
+                else:
+                    drawn = self._advance(step, running, params, stops)
+                self._retire(running, settle(running, *drawn), slots)
         if step.device.type == "cpu":  # nothing is captured there that would be worth the memory while training
             self.release()
         return done  # type: ignore[return-value]
@@ -186,7 +223,7 @@ class LocalSampler:
     def _buffers(self, count: int, capacity: int) -> tuple[Slots, DecodeStep]:
         if self._slots is None or self._slots.count < count or self._slots.capacity < capacity:
             self._slots = Slots(count, capacity, fixed=self.model.device.type == "cuda")
-            self._step = DecodeStep(self.model, self._slots)
+            self._step = DecodeStep(self.model, self._slots, self.draft_tokens + 1)
         assert self._step is not None
         return self._slots, self._step
 
@@ -205,38 +242,104 @@ class LocalSampler:
         device = self.model.device
         ids = torch.tensor([t for i in chosen for t in prompts[i]], device=device)
         positions = torch.cat([torch.arange(s.length, device=device) for s in segments])
-        recorded: dict[int, tuple[Tensor, Tensor]] = {}
+        recorded: dict[int, tuple[Tensor, ...]] = {}
         last = torch.tensor([s.start + s.length - 1 for s in segments], device=device)
-        logits = self.model(
+        out = self.model(
             input_ids=ids[None],
             position_ids=positions[None],
             use_cache=False,
             layout=PackedLayout(segments, recorded),
             logits_to_keep=last,
-        ).logits[0]
+            **({"mtp": True} if self.draft_tokens else {}),  # so that the module's latents are recorded too
+        )
+        states = out.mtp_state[0, last] if self.draft_tokens else [None] * len(chosen)
+        routed = narrow(routed_experts(out)) if self.record_routing else None
         return [
-            _Prompt(i, prompts[i], segment.start, recorded, logits[row])
+            _Prompt(
+                i,
+                prompts[i],
+                segment.start,
+                recorded,
+                out.logits[0, row],
+                states[row],
+                None if routed is None else routed[segment.start : segment.start + segment.length],
+            )
             for row, (i, segment) in enumerate(zip(chosen, segments, strict=True))
         ]
 
-    @staticmethod
+    def _advance(
+        self, step: DecodeStep, rows: list[_Running], params: SamplingParams, stops: frozenset[int]
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """One token for every sequence."""
+        decoded = step([r.token_ids[-1:] for r in rows], [r.length for r in rows])
+        self._seen(rows, decoded, [1] * len(rows))
+        return self._choose(decoded.logits_BWV[:, 0], rows, params, stops)
+
+    def _speculate(
+        self, drafter: Drafter, step: DecodeStep, rows: list[_Running], params: SamplingParams, stops: frozenset[int]
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """The drafts that are kept and one token more for every sequence."""
+        device, width = step.device, step.width
+        numbers = [  # for drawing drafts, for keeping them, for the token that is drawn after them
+            torch.tensor([[r.uniform(j, use) for j in range(width)] for r in rows], dtype=torch.float64, device=device)
+            for use in (1, 2, None)
+        ]
+        processing: dict[str, Any] = {"temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
+        drafts, q = drafter.draft([r.pending for r in rows], [r.length for r in rows], numbers[0], **processing)
+        newest = [r.token_ids[-1:] + draft for r, draft in zip(rows, drafts.tolist(), strict=True)]
+        decoded = step(newest, [r.length for r in rows])
+        logits = self._without_early_stops(decoded.logits_BWV, rows, params, stops)
+        kept, token, logps = verify(logits, drafts, q, numbers[1][:, :-1], numbers[2], **processing)
+        counts = [n + 1 for n in kept.tolist()]
+        self._seen(rows, decoded, counts)
+        self.acceptance.add(counts)
+        tokens = [row[1:n] + [t] for row, n, t in zip(newest, counts, token.tolist(), strict=True)]
+        return tokens, [row[:n] for row, n in zip(logps.tolist(), counts, strict=True)]
+
+    def _seen(self, rows: list[_Running], decoded: Decoded, counts: list[int]) -> None:
+        """Of the tokens that a step has seen, the first `counts` of each row are part of the sequence."""
+        routed = narrow(decoded.routed_BWLK) if self.record_routing else None
+        for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            row.length += count
+            if self.draft_tokens and decoded.state_BWC is not None:
+                row.pending_NC = decoded.state_BWC[i, :count]
+            if routed is not None:
+                row.routed.append(routed[i, :count])
+
+    def _sample(self, row: _Running, prompt_length: int, stopped: bool) -> Sample:
+        seen = prompt_length + len(row.token_ids) - 1
+        routed = torch.cat(row.routed)[:seen].numpy() if row.routed else None
+        return Sample(row.token_ids, row.logprobs, "stop" if stopped else "length", self.version, routed)
+
     def _choose(
-        logits_BV: Tensor, rows: list[_Running], params: SamplingParams, stops: frozenset[int]
-    ) -> tuple[list[int], list[float]]:
-        early = [i for i, row in enumerate(rows) if len(row.token_ids) < params.min_tokens]
-        if early and stops:
-            logits_BV = logits_BV.to(torch.float32, copy=True)
-            where = [torch.tensor(x, device=logits_BV.device) for x in (early, sorted(stops))]
-            logits_BV[where[0][:, None], where[1]] = float("-inf")
-        draws = torch.tensor([uniform(r.key, len(r.token_ids)) for r in rows], dtype=torch.float64)
+        self, logits_BV: Tensor, rows: list[_Running], params: SamplingParams, stops: frozenset[int]
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        draws = torch.tensor([r.uniform() for r in rows], dtype=torch.float64)
         tokens, logps = choose(
-            logits_BV,
+            self._without_early_stops(logits_BV[:, None], rows, params, stops)[:, 0],
             draws.to(logits_BV.device),
             temperature=params.temperature,
             top_k=params.top_k,
             top_p=params.top_p,
         )
-        return tokens.tolist(), logps.tolist()
+        return tokens[:, None].tolist(), logps[:, None].tolist()
+
+    @staticmethod
+    def _without_early_stops(
+        logits_BWV: Tensor, rows: list[_Running], params: SamplingParams, stops: frozenset[int]
+    ) -> Tensor:
+        """-inf for stop tokens at places before min_tokens."""
+        early = [
+            (i, j)
+            for i, row in enumerate(rows)
+            for j in range(min(logits_BWV.shape[1], params.min_tokens - len(row.token_ids)))
+        ]
+        if not early or not stops:
+            return logits_BWV
+        logits_BWV = logits_BWV.to(torch.float32, copy=True)
+        place = torch.tensor(early, device=logits_BWV.device)
+        logits_BWV[place[:, :1], place[:, 1:], torch.tensor(sorted(stops), device=logits_BWV.device)] = float("-inf")
+        return logits_BWV
 
     @staticmethod
     def _retire(running: list[_Running], ended: list[_Running], slots: Slots) -> None:
@@ -248,6 +351,12 @@ class LocalSampler:
                 slots.move(last, row, running[last].length)
                 running[row] = running[last]
             running.pop()
+
+
+def narrow(routed: Tensor | None) -> Tensor:
+    """Expert indices as they are kept with samples."""
+    assert routed is not None
+    return routed.to("cpu", torch.int16)
 
 
 @contextmanager
