@@ -105,6 +105,11 @@ class Decoder(MoEPreTrainedModel):
     def prediction_modules(self) -> list[PredictionModule]:
         return [layer for layer in self.layers if isinstance(layer, PredictionModule)]
 
+    @property
+    def expert_layers(self) -> list[int]:
+        """Of the main model."""
+        return list(range(self.config.first_k_dense_replace, self.config.num_hidden_layers))
+
     @torch.no_grad()
     def reset_statistics(self) -> None:
         """Also the rotary frequencies: what is not in a checkpoint."""

@@ -146,12 +146,13 @@ def _check_positions(recipe: GRPORecipe, made: list[str]) -> list[str]:
     """A model whose positions end before the longest document does."""
     model = recipe.model
     limit = None
-    if model.scratch is not None:
+    if model.scratch is not None and model.scratch.preset is None:
         limit = model.scratch.max_positions
-    elif model.path is not None and model.path not in made and Path(model.path).is_dir():
-        from transformers import AutoConfig
+    elif model.scratch is not None or (model.path not in made and Path(str(model.path)).is_dir()):
+        from rl.policy.load import load_tokenizer, model_config
 
-        limit = getattr(AutoConfig.from_pretrained(model.path), "max_position_embeddings", None)
+        tokenizer = load_tokenizer(model) if model.scratch is not None else None
+        limit = getattr(model_config(model, tokenizer), "max_position_embeddings", None)
     need = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
     if limit is not None and need > limit:
         return [
@@ -209,15 +210,13 @@ def batch_table(recipe: GRPORecipe | SFTRecipe) -> list[str]:
 
 def memory_table(recipe: Any) -> list[str]:
     """Bytes per process. Weights and optimizer exactly; activations by a rule of thumb, said so."""
-    from rl.policy.load import is_local, load_tokenizer, scratch_config
+    from rl.policy.load import is_local, load_tokenizer, model_config
 
     spec: ModelSpec = recipe.model
     if spec.scratch is not None:
-        config = scratch_config(spec.scratch, load_tokenizer(spec))
+        config = model_config(spec, load_tokenizer(spec))
     elif spec.path is not None and is_local(spec.path) and Path(spec.path).is_dir():
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(spec.path)
+        config = model_config(spec, None)
     else:
         return [f"{spec.path}: not here yet, so its size is not known"]
     count = parameter_count(config)
@@ -240,19 +239,29 @@ def memory_table(recipe: Any) -> list[str]:
     if isinstance(recipe, GRPORecipe):
         if recipe.grpo.kl.coefficient:
             rows["reference"] = count * (low + 4 * (recipe.grpo.reference.ema is not None))
-        heads = getattr(text, "num_key_value_heads", text.num_attention_heads)
-        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         capacity = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
-        rows["key/value slots"] = 2 * text.num_hidden_layers * heads * size * low * recipe.rollout.max_slots * capacity
+        per_layer = cached_values(text) * low * recipe.rollout.max_slots * capacity
+        rows["key/value slots"] = text.num_hidden_layers * per_layer
     lines = [f"{name:<22} {size / GiB:8.2f} GiB" for name, size in rows.items() if size]
     return [f"parameters {count:,}", *lines, f"{'sum, at most':<22} {sum(rows.values()) / GiB:8.2f} GiB"]
+
+
+def cached_values(config: Any) -> int:
+    """Numbers that a layer keeps of one token while sampling."""
+    latent = getattr(config, "latent_values_per_token", None)
+    if latent is not None:
+        return int(latent)
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * heads * size)
 
 
 def parameter_count(config: Any) -> int:
     """Parameters of the causal LM of a config, counted on the meta device."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from rl.policy.load import model_from
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = model_from(config)
     return sum(p.numel() for p in model.parameters())

@@ -85,8 +85,14 @@ class Evaluator:
 
     def measure(self, policy: Policy, folder: Run, step: int, *, version: int, write: bool) -> dict[str, float]:
         """`run` on the policy that is being trained; `write`: as a line of its own among the metrics."""
-        slots = self.spec.max_slots
-        sampler = LocalSampler(policy.model, self.tokenizer, max_slots=slots, version=version, slots=policy.packed)
+        sampler = LocalSampler(
+            policy.model,
+            self.tokenizer,
+            max_slots=self.spec.max_slots,
+            version=version,
+            slots=policy.packed,
+            draft_tokens=self.spec.draft_tokens,
+        )
         results = self.run(sampler, folder, step)
         if write and folder.metrics:
             folder.metrics.write(step, {"evaluation": True, **results})
@@ -158,7 +164,12 @@ def run_evaluation(recipe: EvalRecipe, processes: Processes) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe.model)
     evaluator = Evaluator(recipe.evaluate, tokenizer, processes, recipe.seed)
     model = load_model(recipe.model, tokenizer, seed=recipe.seed, dtype=DTYPES[recipe.model.dtype])
-    sampler = LocalSampler(model.to(processes.device), tokenizer, max_slots=recipe.evaluate.max_slots)
+    sampler = LocalSampler(
+        model.to(processes.device),
+        tokenizer,
+        max_slots=recipe.evaluate.max_slots,
+        draft_tokens=recipe.evaluate.draft_tokens,
+    )
     results = evaluator.run(sampler, folder, 0)
     summary = {"pipeline": "eval", "model": recipe.model.path, "evaluation": results}
     folder.finish(summary)

@@ -44,7 +44,9 @@ class Completion:
 
     @property
     def document(self) -> Document:
-        return Document(self.prompt.ids, self.sample.token_ids, group=self.group)
+        routed = self.sample.routed_experts
+        routed = None if routed is None else torch.from_numpy(routed)
+        return Document(self.prompt.ids, self.sample.token_ids, group=self.group, routed=routed)
 
     def record(self, step: int) -> dict[str, Any]:
         """A row of the samples file."""

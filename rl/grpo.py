@@ -25,6 +25,7 @@ from rl.objective import aggregate, correction_weights, kl_estimate, mismatch, p
 from rl.objective.kl import saturate
 from rl.policy.backend import Processes, Replicated, learning_rate
 from rl.policy.load import DTYPES, load_model, load_tokenizer
+from rl.policy.moe import ExpertTraining
 from rl.policy.packing import Pack
 from rl.policy.policy import Policy
 from rl.policy.reference import Reference
@@ -56,10 +57,19 @@ class GRPO:
             reward.check_columns(self.prompts.items[0].row)
         model = load_model(recipe.model, self.tokenizer, seed=recipe.seed, dtype=torch.float32).to(processes.device)
         self.backend = Replicated(model, DTYPES[recipe.model.dtype], recipe.optimizer, processes)
-        self.policy = Policy(model, temperature=rollout.temperature)
+        given = "moe" in recipe.model_fields_set
+        self.experts = ExpertTraining.of(model, recipe.moe, self.total_updates, given)
+        self.policy = Policy(model, temperature=rollout.temperature, experts=self.experts)
         self.policy.check_packing()
         self.reference = Reference(self.policy, recipe.grpo.reference) if recipe.grpo.kl.coefficient else None
-        self.sampler = LocalSampler(model, self.tokenizer, max_slots=rollout.max_slots, slots=self.policy.packed)
+        self.sampler = LocalSampler(
+            model,
+            self.tokenizer,
+            max_slots=rollout.max_slots,
+            slots=self.policy.packed,
+            draft_tokens=rollout.draft_tokens,
+            record_routing=self.experts is not None and recipe.moe.replay_routing,
+        )
         self.sampler.progress = lambda done, all_: self.run_folder.progress.update(f"{done}/{all_} completions")
         self.evaluator = Evaluator.of(recipe, self.tokenizer, processes)
         self.updates = self.cursor = self.steps_done = 0
@@ -103,7 +113,7 @@ class GRPO:
         wanted = {
             g: self.cursor + g for g in range(spec.prompts_per_step) if g % self.backend.world == self.backend.rank
         }
-        batch = self.sample(index, wanted, timer)
+        batch = self.sample(index, wanted, log, timer)
         for _ in range(spec.dynamic_sampling.max_rounds):
             # Every process sees the same list, so the k-th replacement is the same prompt on any world size.
             flat = sorted(g for groups in self.backend.gather(uninformative(batch, task=True)) for g in groups)
@@ -113,10 +123,10 @@ class GRPO:
             self.cursor += len(flat)
             log.resampled += len(replaced.keys() & wanted.keys())
             mine = {g: position for g, position in replaced.items() if g in wanted}
-            batch = [c for c in batch if c.group not in mine] + self.sample(index, mine, timer)
+            batch = [c for c in batch if c.group not in mine] + self.sample(index, mine, log, timer)
         return sorted(batch, key=lambda c: c.group)
 
-    def sample(self, index: int, wanted: dict[int, int], timer: Timer) -> list[Completion]:
+    def sample(self, index: int, wanted: dict[int, int], log: GRPOLog, timer: Timer) -> list[Completion]:
         """Completions with rewards for groups {group: position in the stream of prompts}."""
         rollout = self.recipe.rollout
         positions = list(wanted.values())
@@ -124,6 +134,7 @@ class GRPO:
         seed = stream_key(self.recipe.seed, index)
         params = sampling_params(rollout, self.recipe.grpo.samples_per_prompt, seed)
         samples = self.sampler.generate([p.ids for p in prompts], params, streams=positions)
+        log.drafts(self.sampler.acceptance)
         batch = completions_of(prompts, list(wanted), positions, samples, self.tokenizer)
         with timer("reward"):
             assign_rewards(batch, self.rewards, self.prompts, self.recipe.grpo.truncation, rollout.max_tokens)
@@ -157,14 +168,20 @@ class GRPO:
         denominator = max(totals[spec.loss.aggregation], 1.0)
         trained = [c for c in kept if self.contributes(c)]
         for pack in self.policy.pack([c.document for c in trained], spec.tokens_per_microbatch, spec.share_prompts):
-            self.backend.backward(self.loss(pack, trained, denominator, log))
-        total_updates = spec.steps * spec.minibatches_per_step * spec.epochs_per_step
-        rate = learning_rate(recipe.optimizer, self.updates, total_updates)
+            self.backend.backward(self.loss(pack, trained, denominator, totals, log))
+        rate = learning_rate(recipe.optimizer, self.updates, self.total_updates)
         norm, updated = self.backend.step(rate)
         self.updates += 1
+        if self.experts is not None:
+            log.experts = self.experts.updated(self.updates)
         log.update(norm, rate, updated)
         if self.reference is not None:
             self.reference.updated(self.updates)
+
+    @property
+    def total_updates(self) -> int:
+        spec = self.recipe.grpo
+        return spec.steps * spec.minibatches_per_step * spec.epochs_per_step
 
     def contributes(self, completion: Completion) -> bool:
         """Whether the completion's gradient can be other than zero; if not, its forward is left out."""
@@ -172,10 +189,15 @@ class GRPO:
         kl_in_loss = self.reference is not None and spec.kl.place == "loss"
         return not completion.masked and (completion.advantage != 0 or kl_in_loss or not spec.skip_uninformative)
 
-    def loss(self, pack: Pack, trained: list[Completion], denominator: float, log: GRPOLog) -> torch.Tensor:
-        """The micro-batch's part of the loss; its parts over all micro-batches and processes add up."""
+    def loss(
+        self, pack: Pack, trained: list[Completion], denominator: float, totals: dict[str, float], log: GRPOLog
+    ) -> torch.Tensor:
+        """The micro-batch's part of the loss; its parts over all micro-batches and processes add up.
+
+        totals: completions and tokens of the whole mini-batch.
+        """
         spec = self.recipe.grpo
-        logp, entropy = self.policy.logprobs(pack)
+        logp, entropy, auxiliary = self.policy.training_logprobs(pack)
         device = logp.device
         sampler_logp = pack.gather([c.sample.logprobs for c in trained]).to(device)
         if spec.old_logprobs == "sampler":
@@ -214,6 +236,9 @@ class GRPO:
             loss = loss + spec.kl.coefficient * aggregate(
                 kl, mask, ids, aggregation=spec.loss.aggregation, denominator=denominator
             )
+        if self.experts and auxiliary:
+            loss = loss + self.experts.loss(auxiliary, totals["token"], totals["sequence"])
+            self.experts.log(log.sums, auxiliary, totals["token"], totals["sequence"])
         return loss
 
     # ---- the run -------------------------------------------------------------------------------------

@@ -25,8 +25,11 @@ class Strict(BaseModel):
 
 
 class ScratchModel(Strict):
-    """A model from random weights (quickstarts and tests)."""
+    """A model from random weights (quickstarts and tests): a family of transformers, or a preset of our own."""
 
+    preset: Literal["671b", "16b", "tiny"] | None = Field(
+        None, description="our DeepSeek-V3; its shape comes from the preset and `config`, not from the fields below"
+    )
     family: str = Field("llama", description="a transformers model_type")
     hidden_size: Positive = 128
     intermediate_size: Positive = 384
@@ -38,6 +41,13 @@ class ScratchModel(Strict):
     characters: str | None = Field(None, description="alphabet of the tokenizer; None = printable ASCII")
     config: dict[str, Any] = Field(default_factory=dict, description="further fields of the model's config")
 
+    @model_validator(mode="after")
+    def _one_shape(self) -> ScratchModel:
+        shape = self.model_fields_set - {"preset", "characters", "config"}
+        if self.preset is not None and shape:
+            raise ValueError(f"{min(shape)} means nothing beside preset: change the preset's shape under config")
+        return self
+
 
 class ModelSpec(Strict):
     path: str | None = Field(None, description="folder or hub id of a causal LM")
@@ -47,6 +57,7 @@ class ModelSpec(Strict):
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="compute type; masters are float32")
     attention: str | None = Field(None, description="attention of padded forwards; None = transformers' choice")
     gradient_checkpointing: bool = False
+    config: dict[str, Any] = Field(default_factory=dict, description="fields of the loaded model's config to change")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
@@ -67,6 +78,7 @@ class SamplingSpec(Strict):
 class RolloutSpec(SamplingSpec):
     engine: Literal["local"] = "local"
     max_slots: Positive = Field(64, description="sequences decoded at a time")
+    draft_tokens: int = Field(0, ge=0, description="speculative decoding by the model's own prediction module")
     max_prompt_tokens: Positive = 1024
     over_long_prompts: Literal["drop", "error"] = "drop"
 
@@ -189,6 +201,7 @@ class EvaluateSpec(SamplingSpec):
     temperature: float = Field(0.6, ge=0)
     top_p: float = Field(0.95, gt=0, le=1)
     max_slots: Positive = 64
+    draft_tokens: int = Field(0, ge=0, description="speculative decoding by the model's own prediction module")
     every: int = Field(0, ge=0, description="during training: every N steps; 0 = only at the end")
     at_start: bool = False
 
@@ -206,6 +219,25 @@ class LogSpec(Strict):
     samples_shown: Positive = 2
     wandb: str | None = Field(None, description="project name")
     tensorboard: bool = False
+
+
+class MoESpec(Strict):
+    """Training a mixture of experts of our own (model type deepseek_v3); the values are the V3 report's."""
+
+    bias_speed: float = Field(0.001, ge=0, description="γ: how far a balancing bias moves after each update")
+    bias_until: Fraction = Field(0.97, description="part of the updates after which biases stay as they are")
+    sequence_loss: float = Field(1e-4, ge=0, description="α of the sequence-wise balance loss")
+    mtp_loss: float = Field(0.0, ge=0, description="λ of multi-token prediction (report: 0.3, at the end 0.1)")
+    mtp_apart: bool = Field(False, description="the prediction modules learn, the main model not through them")
+
+
+class RLMoESpec(MoESpec):
+    """In reinforcement learning routing stays as it was trained: no bias moves, no balance loss."""
+
+    bias_speed: float = Field(0.0, ge=0)
+    sequence_loss: float = Field(0.0, ge=0)
+    mtp_apart: bool = Field(True, description="keeps drafts good while the policy moves")
+    replay_routing: bool = Field(True, description="training meets the experts that the rollout met (R3)")
 
 
 class RunSpec(Strict):
@@ -231,6 +263,7 @@ class GRPORecipe(TrainSpec):
     rewards: list[RewardSpec] = Field(min_length=1)
     rollout: RolloutSpec = RolloutSpec()
     grpo: GRPOSpec = GRPOSpec()
+    moe: RLMoESpec = RLMoESpec()
 
     @model_validator(mode="after")
     def _consistent(self) -> GRPORecipe:
@@ -253,6 +286,7 @@ class SFTRecipe(TrainSpec):
     pipeline: Literal["sft"]
     data: ProblemSpec
     sft: SFTSpec = SFTSpec()
+    moe: MoESpec = MoESpec()
 
 
 class EvalRecipe(RunSpec):

@@ -12,6 +12,7 @@ from data.templates import render_completion, resolve_template
 from rl.evaluate import Evaluator
 from rl.policy.backend import Processes, Replicated, learning_rate
 from rl.policy.load import DTYPES, load_model, load_tokenizer
+from rl.policy.moe import ExpertTraining
 from rl.policy.packing import Document
 from rl.policy.policy import Policy
 from rl.prompts import load_prompts, permuted
@@ -55,7 +56,9 @@ class SFT:
         self.documents, self.dropped = load_documents(recipe, self.tokenizer)
         model = load_model(recipe.model, self.tokenizer, seed=recipe.seed, dtype=torch.float32).to(processes.device)
         self.backend = Replicated(model, DTYPES[recipe.model.dtype], recipe.optimizer, processes)
-        self.policy = Policy(model)
+        given = "moe" in recipe.model_fields_set
+        self.experts = ExpertTraining.of(model, recipe.moe, self.total_updates, given)
+        self.policy = Policy(model, experts=self.experts)
         self.policy.check_packing()
         self.evaluator = Evaluator.of(recipe, self.tokenizer, processes)
         self.updates, self.seconds = 0, 0.0
@@ -71,17 +74,21 @@ class SFT:
         positions = range((index - 1) * spec.batch_size, index * spec.batch_size)
         batch = [self.documents[permuted(p, len(self.documents), self.recipe.seed)] for p in positions]
         tokens = sum(len(d.completion_ids) for d in batch)  # known to every process: the batch is global
-        total = 0.0
+        sums = {"loss": 0.0}
         for pack in self.policy.pack(batch[self.backend.rank :: self.backend.world], spec.tokens_per_microbatch):
-            logp, _ = self.policy.logprobs(pack)
+            logp, _, auxiliary = self.policy.training_logprobs(pack)
             loss = -logp.sum() / tokens
+            sums["loss"] += float(loss.detach())
+            if self.experts and auxiliary:
+                loss = loss + self.experts.loss(auxiliary, tokens, len(batch))
+                self.experts.log(sums, auxiliary, tokens, len(batch))
             self.backend.backward(loss)
-            total += float(loss.detach())
         rate = learning_rate(self.recipe.optimizer, self.updates, self.total_updates)
         norm, _ = self.backend.step(rate)
         self.updates += 1
         return {
-            **self.backend.sum({"loss": total}),
+            **self.backend.sum(sums),
+            **(self.experts.updated(self.updates) if self.experts else {}),
             "grad_norm": norm,
             "learning_rate": rate,
             "tokens_trained": float(tokens),

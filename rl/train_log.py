@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rewards.compose import VERDICTS
 from rl.experience import Completion, component_means, tally, uninformative
+from rl.rollout.speculative import Acceptance, acceptance_rates
 
 if TYPE_CHECKING:
     from rl.policy.backend import Backend
@@ -23,6 +24,7 @@ class GRPOLog:
         self.norms: list[float] = []
         self.rate = 0.0
         self.resampled = 0
+        self.experts: dict[str, float] = {}  # how the loads of experts were balanced in the last update
         self.skipped = 0
 
     def tokens(self, loss: dict[str, Tensor], entropy: Tensor) -> None:
@@ -42,6 +44,12 @@ class GRPOLog:
 
     def kl(self, per_token: Tensor) -> None:
         self._add("kl", per_token.detach().sum())
+
+    def drafts(self, acceptance: Acceptance) -> None:
+        """Of one rollout with speculative decoding."""
+        if acceptance.accepted:
+            for name, value in acceptance.sums().items():
+                self._add(f"n/drafts/{name}", value)
 
     def update(self, norm: float, rate: float, updated: bool) -> None:
         self.norms.append(norm)
@@ -96,6 +104,10 @@ class GRPOLog:
             if name in sums:
                 result[name] = _ratio(sums.pop(name), compared)
         result |= component_means(sums)
+        drafts = {n.removeprefix("n/drafts/"): sums.pop(n) for n in list(sums) if n.startswith("n/drafts/")}
+        if drafts:
+            result |= {f"drafts/{n}": value for n, value in acceptance_rates(drafts).items()}
+        result |= self.experts
         return {**result, **sums, **maxima}
 
     def _add(self, name: str, value: Tensor | float) -> None:

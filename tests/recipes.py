@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,40 @@ def run(*arguments: str, code: str | None = None, env: dict[str, str] | None = N
     command = [sys.executable, *(["-c", code] if code else ["-m", "rl"]), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), **(env or {})}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a launched process: nothing of a launcher around these tests, no network, one thread."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_"))}
+    # From another folder than the repository, `rl` is found by this.
+    return {**kept, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def launch_two(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`accelerate launch -m rl ARGUMENTS` with two gloo processes, begun but not waited for."""
+    settings = {
+        "compute_environment": "LOCAL_MACHINE",
+        # MULTI_GPU with `use_cpu`: accelerate's MULTI_CPU starts one process, for MPI to multiply.
+        "distributed_type": "MULTI_GPU",
+        "use_cpu": True,
+        "num_machines": 1,
+        "num_processes": 2,
+        "main_process_ip": "127.0.0.1",
+        "main_process_port": free_port(),
+        "mixed_precision": "no",
+    }
+    write(folder / "accelerate.yaml", settings)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate.yaml", "-m", "rl"]
+    return subprocess.Popen(
+        [*launcher, *arguments],
+        cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import socket
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -20,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from recipes import launch_two
 from rl.experience import Completion
 from rl.grpo import GRPO
 from rl.policy.backend import LaunchError, Processes
@@ -293,18 +290,6 @@ def test_old_and_reference_logprobs_do_not_depend_on_the_split(double):
 # ---- one process and two -----------------------------------------------------------------------------
 
 
-def environment(**more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_"))}
-    # From another folder than the repository, `rl` is found by this.
-    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def results(folder: Path) -> tuple[list[dict], dict[str, torch.Tensor], dict]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "summary.json").read_text())
@@ -340,31 +325,7 @@ def test_one_process_equals_two(tmp_path):
     }
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(recipe_dict(tmp_path, **spec)))
-    # MULTI_GPU with `use_cpu`: accelerate's MULTI_CPU starts one process, for MPI to multiply.
-    accelerate = {
-        "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": "MULTI_GPU",
-        "use_cpu": True,
-        "num_machines": 1,
-        "num_processes": 2,
-        "main_process_ip": "127.0.0.1",
-        "main_process_port": free_port(),
-        "mixed_precision": "no",
-    }
-    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(accelerate))
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        "accelerate.yaml",
-        "-m",
-        "rl",
-    ]
-    two = subprocess.Popen(
-        [*launcher, str(recipe), f"output_dir={tmp_path / 'two'}"],
-        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    two = launch_two(tmp_path, str(recipe), f"output_dir={tmp_path / 'two'}")
     alone = load_recipe(str(recipe), [f"output_dir={tmp_path / 'one'}"])
     try:
         GRPO(alone, Processes()).run()

@@ -72,6 +72,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 4,
         "v_head_dim": 8,
         "num_key_value_heads": 4,
+        "head_dim": 4,  # of the rotated part
     },
 }
 FAMILIES = sorted(SUPPORTED_TYPES)

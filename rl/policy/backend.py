@@ -179,11 +179,19 @@ class Replicated:
 
     def named_weights(self) -> Iterable[tuple[str, Tensor]]:
         """(Hugging Face name, tensor in compute type) of every weight."""
-        return ((name, p.detach()) for name, p in zip(self.names, self.parameters, strict=True))
+        yield from ((name, p.detach()) for name, p in zip(self.names, self.parameters, strict=True))
+        yield from self.buffers.items()
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """What belongs to the model's weights though no gradient moves it (the biases of balanced experts)."""
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in parameters}
 
     def state(self) -> dict[str, Any]:
         return {
             "masters": {n: m.detach() for n, m in zip(self.names, self.masters, strict=True)},
+            "buffers": self.buffers,
             "optimizer": self.optimizer.state_dict(),
             "skipped": self.skipped,
         }
@@ -194,6 +202,8 @@ class Replicated:
             master.copy_(state["masters"][name])
             if not self.shared:
                 parameter.copy_(master)
+        for name, buffer in self.buffers.items():
+            buffer.copy_(state["buffers"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.skipped = state["skipped"]
 

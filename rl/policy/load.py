@@ -11,7 +11,7 @@ import torch
 
 from rl.policy.attention import recomputation_contexts
 from rl.recipe import ModelSpec, ScratchModel
-from rl.recipe_io import RecipeError
+from rl.recipe_io import RecipeError, nearest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -43,20 +43,19 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 
 def load_model(spec: ModelSpec, tokenizer: Any, *, seed: int = 0, dtype: torch.dtype) -> Any:
     """The model with parameters in `dtype`, without dropout, in evaluation mode."""
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar a shard is noise in a log
+    config = model_config(spec, tokenizer)
     if spec.path is not None:
         with explained("model.path", spec.path):
-            model = AutoModelForCausalLM.from_pretrained(
-                spec.path, revision=spec.revision, dtype=dtype, attn_implementation=spec.attention
+            model = model_class(config).from_pretrained(
+                spec.path, config=config, revision=spec.revision, dtype=dtype, attn_implementation=spec.attention
             )
     else:
-        assert spec.scratch is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # the only use of torch's global stream: random initial weights
-            model = AutoModelForCausalLM.from_config(scratch_config(spec.scratch, tokenizer), dtype=torch.float32)
+            model = model_from(config)
         cast_parameters(model, dtype)
     model.config.use_cache = False
     if getattr(model.config, "attention_dropout", 0.0):
@@ -89,13 +88,69 @@ def cast_parameters(model: Any, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def model_config(spec: ModelSpec, tokenizer: Any) -> Any:
+    """The model's Hugging Face config, with the recipe's changes; a MoEConfig for a DeepSeek-V3, which is ours."""
+    from transformers import AutoConfig
+
+    if spec.path is None:
+        assert spec.scratch is not None
+        return scratch_config(spec.scratch, tokenizer)
+    with explained("model.path", spec.path):
+        config = AutoConfig.from_pretrained(spec.path, revision=spec.revision)
+    unknown = [name for name in spec.config if not hasattr(config, name)]
+    if unknown and config.model_type != "deepseek_v3":
+        names = [n for n in config.to_dict() if not n.startswith("_")]
+        raise RecipeError(
+            f"model.config.{unknown[0]}: a {config.model_type} has no such field{nearest(unknown[0], names)}"
+        )
+    if config.model_type == "deepseek_v3":
+        from model import MoEConfig
+
+        try:
+            return MoEConfig(**{**config.to_dict(), **spec.config})
+        except ValueError as error:
+            raise RecipeError(f"model.config.{error}") from error
+    for name, value in spec.config.items():
+        setattr(config, name, value)
+    return config
+
+
+def model_class(config: Any) -> Any:
+    """Whose `from_pretrained` reads a checkpoint of this config."""
+    if config.model_type == "deepseek_v3":
+        from model import MoEForCausalLM
+
+        return MoEForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM
+
+
+def model_from(config: Any) -> Any:
+    """A float32 model with random weights."""
+    kind = model_class(config)
+    return kind(config) if config.model_type == "deepseek_v3" else kind.from_config(config, dtype=torch.float32)
+
+
 def scratch_config(scratch: ScratchModel, tokenizer: Any) -> Any:
     """The Hugging Face config of a model that starts from random weights."""
     from transformers import AutoConfig
 
+    special = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if scratch.preset is not None:
+        from model import MoEConfig
+
+        try:
+            return MoEConfig.preset(scratch.preset, **{**special, **scratch.config})
+        except ValueError as error:
+            raise RecipeError(f"model.scratch.config.{error}") from error
     return AutoConfig.for_model(
         scratch.family,
-        vocab_size=len(tokenizer),
         hidden_size=scratch.hidden_size,
         intermediate_size=scratch.intermediate_size,
         num_hidden_layers=scratch.layers,
@@ -104,9 +159,7 @@ def scratch_config(scratch: ScratchModel, tokenizer: Any) -> Any:
         head_dim=scratch.hidden_size // scratch.heads,
         max_position_embeddings=scratch.max_positions,
         tie_word_embeddings=scratch.tie_embeddings,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special,
         **scratch.config,
     )
 

@@ -7,8 +7,7 @@ gradient. Only small pieces of a chunk are ever in float32: they stay in the pro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +15,7 @@ from torch import Tensor
 PIECE_ON_CPU = 64  # rows; on other devices a piece is the whole chunk
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(NamedTuple):
     """logits = softcap * tanh(scale (h W^T + b) / softcap), softcap and b being optional.
 
     weight [V, C] in the compute type. `temperature` divides the logits last: the policy that is trained is

@@ -28,6 +28,7 @@ class Document:
     completion_ids: Sequence[int]
     mask: Sequence[bool] | None = None
     group: int = -1
+    routed: Tensor | None = None  # [tokens read, L, K]: experts to meet again, see Sample.routed_experts
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
@@ -49,6 +50,7 @@ class Pack:
     sequence_P: Tensor
     offset_P: Tensor
     documents: list[int] = field(default_factory=list)
+    routed_TLK: Tensor | None = None  # where the documents carry it
 
     @property
     def tokens(self) -> int:
@@ -123,8 +125,10 @@ def _build(documents: Sequence[Document], units: list[list[int]]) -> Pack:
     target: list[int] = []
     sequence: list[int] = []
     offset: list[int] = []
+    routed: list[Tensor | None] = []
     for members in units:
         prompt = documents[members[0]].prompt_ids
+        routed.append(_routed(documents[members[0]], 0, len(prompt)))
         alone = len(members) == 1
         prompt_start = len(ids)
         ids += prompt
@@ -137,6 +141,7 @@ def _build(documents: Sequence[Document], units: list[list[int]]) -> Pack:
             # The last token predicts nothing that is trained on, so it need not be computed.
             read = completion[:-1]
             ids += read
+            routed.append(_routed(documents[d], len(prompt), len(prompt) + len(read)))
             positions += range(len(prompt), len(prompt) + len(read))
             if alone:
                 segments.append(Segment(prompt_start, len(prompt) + len(read)))
@@ -157,7 +162,12 @@ def _build(documents: Sequence[Document], units: list[list[int]]) -> Pack:
         sequence_P=torch.tensor(sequence, dtype=torch.long),
         offset_P=torch.tensor(offset, dtype=torch.long),
         documents=[d for members in units for d in members],
+        routed_TLK=None if any(r is None for r in routed) else torch.cat(routed),  # type: ignore[arg-type]
     )
+
+
+def _routed(document: Document, start: int, stop: int) -> Tensor | None:
+    return None if document.routed is None else document.routed[start:stop]
 
 
 def _starts(lengths: list[int]) -> list[int]:

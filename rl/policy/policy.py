@@ -11,6 +11,7 @@ from torch import Tensor
 from rl.policy.attention import packed_attention
 from rl.policy.load import SUPPORTED_TYPES
 from rl.policy.logprobs import Head, token_logprobs
+from rl.policy.moe import Auxiliary, ExpertTraining, replayed
 from rl.policy.packing import Document, Pack, pack
 
 
@@ -21,8 +22,16 @@ class Policy:
     one document at a time through the model's own attention.
     """
 
-    def __init__(self, model: Any, *, temperature: float = 1.0, logits_chunk: int = 1024):
+    def __init__(
+        self,
+        model: Any,
+        *,
+        temperature: float = 1.0,
+        logits_chunk: int = 1024,
+        experts: ExpertTraining | None = None,
+    ):
         self.model = model
+        self.experts = experts  # where the model is a mixture of experts of ours that is trained
         self.temperature = temperature
         self.logits_chunk = logits_chunk
         self.packed = model.config.model_type in SUPPORTED_TYPES
@@ -35,22 +44,41 @@ class Policy:
 
     def logprobs(self, batch: Pack) -> tuple[Tensor, Tensor]:
         """(log-probability, entropy) of the pack's targets, both [P] float32, in nats."""
+        return self._score(batch, self._decode(batch))
+
+    def training_logprobs(self, batch: Pack) -> tuple[Tensor, Tensor, Auxiliary | None]:
+        """`logprobs`, and what a mixture of experts adds to the loss."""
+        if self.experts is None:
+            logp, entropy = self.logprobs(batch)
+            return logp, entropy, None
+        out = self._decode(batch, training=True, **self.experts.inputs())
+        logp, entropy = self._score(batch, out)
+        return logp, entropy, self.experts.auxiliary(out, batch, self.head)
+
+    def _decode(self, batch: Pack, training: bool = False, **asked: Any) -> Any:
+        """The decoder's output on a pack."""
         device = self.device
         inputs: dict[str, Any] = {
             "input_ids": batch.input_ids[None].to(device),
             "position_ids": batch.position_ids[None].to(device),
             "use_cache": False,
+            **asked,
         }
+        if self.experts is not None and batch.routed_TLK is not None:
+            inputs["routing"] = replayed(batch, self.model, device)
         decoder = self.model.base_model
-        # transformers checkpoints activations only in training mode; dropout was taken out when loading.
-        self.model.train(torch.is_grad_enabled() and self.checkpointing)
+        # transformers checkpoints activations only in training mode, and our mixture of experts counts its loads only
+        # there; dropout was taken out when loading.
+        self.model.train(torch.is_grad_enabled() and (self.checkpointing or training))
         if self.packed:
             with packed_attention(self.model):
-                hidden = decoder(**inputs, layout=batch.layout()).last_hidden_state[0]
-        else:
-            if len(batch.segments) != 1:
-                raise ValueError("this architecture cannot be packed: pack with padded=True")
-            hidden = decoder(**inputs).last_hidden_state[0]
+                return decoder(**inputs, layout=batch.layout())
+        if len(batch.segments) != 1:
+            raise ValueError("this architecture cannot be packed: pack with padded=True")
+        return decoder(**inputs)
+
+    def _score(self, batch: Pack, out: Any) -> tuple[Tensor, Tensor]:
+        device, hidden = self.device, out.last_hidden_state[0]
         return token_logprobs(
             hidden[batch.predictor_P.to(device)],
             batch.target_P.to(device),
@@ -60,10 +88,11 @@ class Policy:
         )
 
     def pack(self, documents: list[Document], tokens_per_microbatch: int, share_prompts: bool = True) -> list[Pack]:
+        whole = self.experts is not None and self.experts.whole_documents
         return pack(
             documents,
             tokens_per_microbatch=tokens_per_microbatch,
-            share_prompts=share_prompts,
+            share_prompts=share_prompts and not whole,
             padded=not self.packed,
         )
 

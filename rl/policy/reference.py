@@ -40,6 +40,8 @@ class Reference:
         if self.spec.replace_every and updates_done % self.spec.replace_every == 0:
             for mine, theirs in self._pairs():
                 mine.copy_(theirs)
+            for mine, theirs in zip(self.policy.model.buffers(), self.source.model.buffers(), strict=True):
+                mine.copy_(theirs)
         elif self.average is not None and self.spec.ema is not None:
             for average, (mine, theirs) in zip(self.average, self._pairs(), strict=True):
                 average.lerp_(theirs.float(), 1 - self.spec.ema)
