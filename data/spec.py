@@ -44,6 +44,25 @@ class GeneratorSpec(Strict):
         return names
 
 
+class TextSpec(Strict):
+    """Where whole texts come from: exactly one of `path` and `hub`."""
+
+    path: str | list[str] | None = None  # .jsonl, .json, .parquet or .csv, by extension; globs work
+    hub: str | None = None  # a data set id of the Hugging Face hub
+    config: str | None = None  # of the hub data set
+    revision: str | None = None  # of the hub data set
+    split: str = "train"  # of the hub data set
+    column: str = "text"
+    min_tokens: int = Field(default=2, ge=2)  # shorter texts are left out, and counted
+    limit: int | None = Field(default=None, ge=1)  # rows
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "TextSpec":
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of path and hub")
+        return self
+
+
 class HeldOutSpec(Strict):
     """Which side of a split by the hash of the statement to load; the two sides never share a statement."""
 

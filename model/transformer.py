@@ -264,7 +264,8 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> MoEOutput:
         """logits [B, S, V]; with labels also the loss: the mean cross-entropy of next tokens (never those of another
-        document), plus the balance loss and, in training, λ times the multi-token prediction loss."""
+        document), plus the balance loss and, in training, λ times the multi-token prediction loss. In training with
+        labels there are no logits: the loss needs only a chunk of them at a time."""
         predicting = self.training and labels is not None and bool(self.config.mtp_loss_weight)
         out = self.model(
             input_ids=input_ids,
@@ -278,7 +279,8 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         )
         hidden = out.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        out.logits = self.lm_head(hidden[:, kept])
+        if labels is None or not self.training:
+            out.logits = self.lm_head(hidden[:, kept])
         if labels is not None:
             assert out.document_T is not None
             out.loss = self._cross_entropy(hidden, labels, out.document_T, 1) + out.balance_loss

@@ -8,6 +8,7 @@ from typing import Any
 
 from data.problems import describe_problems
 from data.spec import ProblemSpec
+from data.texts import load_texts
 from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
 from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, SFTRecipe, StagesRecipe, TrainSpec
@@ -39,7 +40,12 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
         _check_rewards("rewards", recipe.rewards, columns)
         warnings += _check_batches(recipe)
         warnings += _check_positions(recipe, made)
-    if isinstance(recipe, SFTRecipe):
+    if isinstance(recipe, SFTRecipe) and recipe.texts is not None and recipe.texts.path is not None:
+        try:
+            next(load_texts(recipe.texts))
+        except ValueError as error:
+            raise RecipeError(f"texts: {error}") from error
+    if isinstance(recipe, SFTRecipe) and recipe.data is not None:
         columns = _check_data("data", recipe.data)
         if columns and "reasoning" not in columns and "{reasoning}" in _completion_template(recipe.data):
             raise RecipeError(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data.spec import ProblemSpec
+from data.spec import ProblemSpec, TextSpec
 from rewards.spec import RewardSpec
 
 Positive = Annotated[int, Field(gt=0)]
@@ -284,9 +284,16 @@ class GRPORecipe(TrainSpec):
 
 class SFTRecipe(TrainSpec):
     pipeline: Literal["sft"]
-    data: ProblemSpec
+    data: ProblemSpec | None = Field(None, description="problems with worked solutions")
+    texts: TextSpec | None = Field(None, description="whole texts instead: continued pre-training")
     sft: SFTSpec = SFTSpec()
     moe: MoESpec = MoESpec()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SFTRecipe:
+        if (self.data is None) == (self.texts is None):
+            raise ValueError("give exactly one of data and texts")
+        return self
 
 
 class EvalRecipe(RunSpec):

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on worked solutions, on the same packing, log-probabilities and backend as GRPO."""
+"""Supervised fine-tuning on worked solutions or whole texts, by the same packing, losses and backend as GRPO."""
 
 from __future__ import annotations
 
@@ -8,44 +8,15 @@ from typing import Any
 
 import torch
 
-from data.templates import render_completion, resolve_template
+from rl.documents import training_documents
 from rl.evaluate import Evaluator
 from rl.policy.backend import Processes, Replicated, learning_rate
 from rl.policy.load import DTYPES, load_model, load_tokenizer
 from rl.policy.moe import ExpertTraining
-from rl.policy.packing import Document
 from rl.policy.policy import Policy
-from rl.prompts import load_prompts, permuted
+from rl.prompts import permuted
 from rl.recipe import SFTRecipe
-from rl.recipe_io import RecipeError
 from rl.run.folder import Run
-
-
-def load_documents(recipe: SFTRecipe, tokenizer: Any) -> tuple[list[Document], int]:
-    """Prompt and worked solution of each problem, EOS included, and how many were too long.
-
-    The completion is tokenised apart from the prompt, as sampling will continue it.
-    """
-    template = resolve_template(recipe.data.template)
-    prompts = load_prompts(recipe.data, tokenizer, max_tokens=recipe.sft.max_tokens)
-    documents, dropped = [], prompts.dropped
-    for prompt in prompts.items:
-        if not prompt.row.get("reasoning") and "{reasoning}" in template.completion:
-            raise RecipeError(
-                f"data: problem {prompt.row['id']} has no `reasoning` to learn from; map it with "
-                "data.columns: {reasoning: COLUMN}, or use a template whose completion has no {reasoning}"
-            )
-        # A trace ends in its teacher's own answer, which need not be the right one.
-        answer = prompt.row.get("solution_answer") or prompt.row["answer"]
-        text = render_completion(prompt.row.get("reasoning") or "", answer, template)
-        ids = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id]
-        if len(prompt.ids) + len(ids) > recipe.sft.max_tokens:
-            dropped += 1
-        else:
-            documents.append(Document(prompt.ids, ids))
-    if not documents:
-        raise RecipeError(f"sft.max_tokens: no document is within {recipe.sft.max_tokens} tokens")
-    return documents, dropped
 
 
 class SFT:
@@ -53,7 +24,7 @@ class SFT:
         self.recipe, self.processes = recipe, processes
         self.folder = Run(recipe, processes.rank, recipe.checkpoint.keep)
         self.tokenizer = load_tokenizer(recipe.model)
-        self.documents, self.dropped = load_documents(recipe, self.tokenizer)
+        self.documents, self.dropped = training_documents(recipe, self.tokenizer)
         model = load_model(recipe.model, self.tokenizer, seed=recipe.seed, dtype=torch.float32).to(processes.device)
         self.backend = Replicated(model, DTYPES[recipe.model.dtype], recipe.optimizer, processes)
         given = "moe" in recipe.model_fields_set

@@ -14,6 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import PROBLEMS, REPO, SCRATCH, grpo, metrics, run, sft, write
+from rl.recipe_io import load_recipe
+from rl.stages import stage_recipes
 
 
 def without_folder(recipe):
@@ -129,6 +131,13 @@ def test_every_option_trains(changes, tmp_path):
     assert summary["steps"] == 2
     for line in metrics(tmp_path / "run"):
         assert line["grad_norm"] is not None and line["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_recipe_is_valid(path):
+    recipe = load_recipe(str(path), [])
+    if recipe.pipeline == "stages":
+        assert stage_recipes(recipe)
 
 
 def test_importing_rl_is_light():
