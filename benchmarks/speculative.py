@@ -1,7 +1,7 @@
 """Sampling with and without drafts by the model's prediction module, on a model that was trained with one.
 
-    python -m rl recipes/moe-tiny.yaml
-    python benchmarks/speculative.py --model runs/moe-tiny/cold-start/model [--slots 8] [--drafts 1 2] [--json OUT]
+    python -m rl recipes/sft-moe-tiny.yaml
+    python benchmarks/speculative.py --model runs/sft-moe-tiny/model [--slots 8] [--drafts 1 2] [--json OUT]
 
 Same weights, prompts and limits, turn about in one process. The prompts are held-out problems of that recipe. Greedy
 samples are compared token for token; at temperature 1 the samples differ, their distribution does not.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.config import MoEConfig
 from model.experts import Experts
-from model.router import affinities, choose_experts, gate_weights, sequence_balance
+from model.router import affinities, choose_experts, gate_weights, router_entropy, sequence_balance
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Routing:
     document_T: Tensor | None = None
     documents: int = 1
     chosen: dict[int, Tensor] = field(default_factory=dict)
+    entropy: dict[int, Tensor] = field(default_factory=dict)  # layer -> `router_entropy` of its tokens, in training
 
 
 class SwiGLU(nn.Module):
@@ -81,7 +82,11 @@ class MixtureOfExperts(nn.Module):
             s_TE, index_TK, normalise=bool(config.norm_topk_prob), scale=config.routed_scaling_factor
         )
         out = self.experts(x_TC, index_TK, weight_TK) + self.shared_experts(x_TC)
-        if not (self.training and config.seq_aux_alpha) or routing.document_T is None:
+        if not self.training or routing.document_T is None:
+            return out, s_TE.new_zeros(())
+        if self.layer_idx not in routing.entropy:  # else this is a recomputation
+            routing.entropy[self.layer_idx] = router_entropy(s_TE[routing.document_T >= 0])
+        if not config.seq_aux_alpha:
             return out, s_TE.new_zeros(())
         balance = sequence_balance(s_TE, index_TK, routing.document_T, routing.documents, counts=config.seq_aux_counts)
         return out, balance

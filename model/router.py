@@ -47,6 +47,13 @@ def loads(index_TK: Tensor, experts: int) -> Tensor:
     return torch.zeros(experts, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
 
 
+@torch.no_grad()
+def router_entropy(s_TE: Tensor) -> Tensor:
+    """Σ over tokens of the entropy of s / Σ_j s_j, in nats, float64: ln E a token where the router has no preference."""
+    share = s_TE.double() / s_TE.double().sum(-1, keepdim=True)
+    return torch.special.entr(share).sum()
+
+
 def updated_bias(bias_E: Tensor, load_E: Tensor, speed: float) -> Tensor:
     """b + γ·sign(mean load − load) (arXiv 2408.15664, algorithm 1): the overloaded become less eligible."""
     load = load_E.double()

@@ -83,7 +83,8 @@ class MoEPreTrainedModel(PreTrainedModel):
 
 
 class Decoder(MoEPreTrainedModel):
-    """Embedding, layers and final norm. Counts each expert's tokens while training (see `model.balance`)."""
+    """Embedding, layers and final norm. Counts each expert's tokens, and sums the entropy of the routers, while training:
+    see `model.balance`."""
 
     def __init__(self, config: MoEConfig):
         super().__init__(config)
@@ -97,6 +98,7 @@ class Decoder(MoEPreTrainedModel):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         shape = (len(self.layers), config.n_routed_experts)
         self.load_LE = nn.Buffer(torch.zeros(shape, dtype=torch.int64), persistent=False)
+        self.entropy_L = nn.Buffer(torch.zeros(len(self.layers), dtype=torch.float64), persistent=False)
         self.frequency = nn.Buffer(torch.zeros(config.qk_rope_head_dim // 2), persistent=False)
         self.gradient_checkpointing = False
         self.post_init()
@@ -114,6 +116,7 @@ class Decoder(MoEPreTrainedModel):
     def reset_statistics(self) -> None:
         """Also the rotary frequencies: what is not in a checkpoint."""
         self.load_LE.zero_()
+        self.entropy_L.zero_()
         self.frequency.copy_(frequencies(self.config.qk_rope_head_dim, self.config.rope_parameters))
 
     def forward(
@@ -217,6 +220,7 @@ class Decoder(MoEPreTrainedModel):
         real = routing.document_T >= 0
         for layer, index_TK in routing.chosen.items():
             self.load_LE[layer] += loads(index_TK[real], self.config.n_routed_experts)
+            self.entropy_L[layer] += routing.entropy[layer]
 
 
 def _documents(position_ids: Tensor, attention_mask: Tensor | None, x_BSC: Tensor) -> tuple[Tensor, int]:

@@ -223,6 +223,10 @@ def memory_table(recipe: Any) -> list[str]:
         config = model_config(spec, load_tokenizer(spec))
     elif spec.path is not None and is_local(spec.path) and Path(spec.path).is_dir():
         config = model_config(spec, None)
+    elif spec.preset is not None:
+        from model import MoEConfig
+
+        config = MoEConfig.preset(spec.preset, **spec.config)
     else:
         return [f"{spec.path}: not here yet, so its size is not known"]
     count = parameter_count(config)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from data.spec import ProblemSpec, TextSpec
 from rewards.spec import RewardSpec
 
+Preset = Literal["671b", "16b", "tiny"]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -27,7 +28,7 @@ class Strict(BaseModel):
 class ScratchModel(Strict):
     """A model from random weights (quickstarts and tests): a family of transformers, or a preset of our own."""
 
-    preset: Literal["671b", "16b", "tiny"] | None = Field(
+    preset: Preset | None = Field(
         None, description="our DeepSeek-V3; its shape comes from the preset and `config`, not from the fields below"
     )
     family: str = Field("llama", description="a transformers model_type")
@@ -58,6 +59,7 @@ class ModelSpec(Strict):
     attention: str | None = Field(None, description="attention of padded forwards; None = transformers' choice")
     gradient_checkpointing: bool = False
     config: dict[str, Any] = Field(default_factory=dict, description="fields of the loaded model's config to change")
+    preset: Preset | None = Field(None, description="whose shape `path` has, for estimates before it is here")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:

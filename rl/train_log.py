@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class GRPOLog:
         self.norms: list[float] = []
         self.rate = 0.0
         self.resampled = 0
-        self.experts: dict[str, float] = {}  # how the loads of experts were balanced in the last update
+        self.experts: dict[str, Any] = {}  # how the loads of experts were balanced in the last update
         self.skipped = 0
 
     def tokens(self, loss: dict[str, Tensor], entropy: Tensor) -> None:

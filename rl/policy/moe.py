@@ -86,7 +86,7 @@ class ExpertTraining:
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
 
-    def updated(self, updates_done: int) -> dict[str, float]:
+    def updated(self, updates_done: int) -> dict[str, Any]:
         """After each optimizer update: moves the biases by the loads since the last one, summed over processes."""
         from model.balance import update_biases
 
