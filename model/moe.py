@@ -85,7 +85,7 @@ class MixtureOfExperts(nn.Module):
         if not self.training or routing.document_T is None:
             return out, s_TE.new_zeros(())
         if self.layer_idx not in routing.entropy:  # else this is a recomputation
-            routing.entropy[self.layer_idx] = router_entropy(s_TE[routing.document_T >= 0])
+            routing.entropy[self.layer_idx] = router_entropy(s_TE.detach()[routing.document_T >= 0])
         if not config.seq_aux_alpha:
             return out, s_TE.new_zeros(())
         balance = sequence_balance(s_TE, index_TK, routing.document_T, routing.documents, counts=config.seq_aux_counts)

@@ -49,7 +49,7 @@ def loads(index_TK: Tensor, experts: int) -> Tensor:
 
 @torch.no_grad()
 def router_entropy(s_TE: Tensor) -> Tensor:
-    """Σ over tokens of the entropy of s / Σ_j s_j, in nats, float64: ln E a token where the router has no preference."""
+    """Σ over tokens of the entropy of s / Σ_j s_j, in nats, float64: ln E a token where all affinities are equal."""
     share = s_TE.double() / s_TE.double().sum(-1, keepdim=True)
     return torch.special.entr(share).sum()
 

@@ -83,8 +83,10 @@ class MoEPreTrainedModel(PreTrainedModel):
 
 
 class Decoder(MoEPreTrainedModel):
-    """Embedding, layers and final norm. Counts each expert's tokens, and sums the entropy of the routers, while training:
-    see `model.balance`."""
+    """Embedding, layers and final norm.
+
+    While training it counts each expert's tokens and sums the entropy of the routers: see `model.balance`.
+    """
 
     def __init__(self, config: MoEConfig):
         super().__init__(config)

@@ -127,6 +127,7 @@ def test_bias_updates_balance_a_skewed_router():
 
 def test_metrics_of_known_loads():
     found = balance.metrics({2: torch.tensor([6, 2, 0, 0]), 3: torch.zeros(4, dtype=torch.long)})
+    assert found.pop("moe/share/2") == [0.75, 0.25, 0.0, 0.0]
     assert found == pytest.approx(
         {
             "moe/max_over_mean/2": 3.0,
@@ -135,6 +136,28 @@ def test_metrics_of_known_loads():
             "moe/load_entropy/2": -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)),
         }
     )
+
+
+def test_router_entropy_is_that_of_each_real_token_once():
+    """By hand from recorded affinities, with padding, under recomputation and over two forwards."""
+    model = model_of().train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    ids, mask = token_ids(2, 9), torch.ones(2, 9, dtype=torch.long)
+    mask[1, 6:] = 0
+    seen: dict[int, list[torch.Tensor]] = {}
+    for layer in model.model.expert_layers:
+        mixture = model.model.layers[layer].mlp
+        mixture.register_forward_pre_hook(lambda m, a, layer=layer: seen.setdefault(layer, []).append(a[0].detach()))
+    for _ in range(2):
+        model(ids, attention_mask=mask, labels=ids).loss.backward()
+    found = balance.update_biases(model, 0.0)
+    real = mask.flatten().bool()
+    for layer in model.model.expert_layers:
+        s = (seen[layer][0] @ model.model.layers[layer].mlp.gate.weight.t()).sigmoid()[real]
+        share = s / s.sum(-1, keepdim=True)
+        expected = float(-(share * share.log()).sum(-1).mean())
+        assert found[f"moe/router_entropy/{layer}"] == pytest.approx(expected, rel=1e-5)
+    assert "moe/router_entropy/1" not in balance.update_biases(model, 0.0)
 
 
 # ---- the sequence-wise loss --------------------------------------------------------------------------
