@@ -35,6 +35,7 @@ def preflight(recipe: Any) -> list[str]:
 
 def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
     warnings = _check_model(recipe.model, made)
+    _check_experts(recipe, made)
     if isinstance(recipe, GRPORecipe):
         columns = _check_data("data", recipe.data)
         _check_rewards("rewards", recipe.rewards, columns)
@@ -82,6 +83,32 @@ def _check_model(spec: ModelSpec, made: list[str]) -> list[str]:
             f"Qwen/Qwen2.5-1.5B{nearest(folder.name, siblings)}"
         )
     return []
+
+
+def _check_experts(recipe: Any, made: list[str]) -> None:
+    """Settings of mixtures of experts that the model, as far as it is here, cannot follow."""
+    from rl.policy.load import is_local, load_tokenizer, model_config
+
+    spec: ModelSpec = recipe.model
+    if spec.path is not None and (spec.path in made or not is_local(spec.path)):
+        return
+    config = model_config(spec, load_tokenizer(spec) if spec.scratch is not None else None)
+    ours = config.model_type == "deepseek_v3"
+    if "moe" in recipe.model_fields_set and not ours:
+        raise RecipeError(
+            f"moe: the model is a {config.model_type}, not a deepseek_v3, so these settings mean nothing; remove them"
+        )
+    modules = config.num_nextn_predict_layers if ours else 0
+    wanted = {
+        "moe.mtp_loss": getattr(recipe, "moe", None) and recipe.moe.mtp_loss,
+        "rollout.draft_tokens": getattr(recipe, "rollout", None) and recipe.rollout.draft_tokens,
+        "evaluate.draft_tokens": recipe.evaluate and recipe.evaluate.draft_tokens,
+    }
+    for field, value in wanted.items():
+        if value and not modules:
+            raise RecipeError(
+                f"{field}: the model has no multi-token prediction module (num_nextn_predict_layers): set it to 0"
+            )
 
 
 def _check_data(field: str, spec: ProblemSpec) -> list[str]:

@@ -40,12 +40,14 @@ class Reference:
         if self.spec.replace_every and updates_done % self.spec.replace_every == 0:
             for mine, theirs in self._pairs():
                 mine.copy_(theirs)
-            for mine, theirs in zip(self.policy.model.buffers(), self.source.model.buffers(), strict=True):
-                mine.copy_(theirs)
         elif self.average is not None and self.spec.ema is not None:
             for average, (mine, theirs) in zip(self.average, self._pairs(), strict=True):
                 average.lerp_(theirs.float(), 1 - self.spec.ema)
                 mine.copy_(average)
+        else:
+            return
+        for mine, theirs in self._buffers():
+            mine.copy_(theirs)
 
     @property
     def moves(self) -> bool:
@@ -54,7 +56,10 @@ class Reference:
     def state(self) -> dict[str, Any]:
         """Only what cannot be had again from the recipe's model."""
         tensors = self.average if self.average is not None else [p for p, _ in self._pairs()]
-        return {"reference": [t.clone() for t in tensors]}
+        return {
+            "reference": [t.clone() for t in tensors],
+            "reference_buffers": [mine.clone() for mine, _ in self._buffers()],
+        }
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
@@ -63,9 +68,15 @@ class Reference:
             mine.copy_(saved)
             if self.average is not None:
                 self.average[i].copy_(saved)
+        for (mine, _), saved in zip(self._buffers(), state["reference_buffers"], strict=True):
+            mine.copy_(saved)
 
     def _floats(self) -> list[Tensor]:
         return [p.detach().float().clone() for p in self.source.model.parameters()]
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         return list(zip(self.policy.model.parameters(), self.source.model.parameters(), strict=True))
+
+    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """What no gradient moves, the balancing biases of experts among them."""
+        return list(zip(self.policy.model.buffers(), self.source.model.buffers(), strict=True))

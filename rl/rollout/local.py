@@ -253,7 +253,7 @@ class LocalSampler:
             **({"mtp": True} if self.draft_tokens else {}),  # so that the module's latents are recorded too
         )
         states = out.mtp_state[0, last] if self.draft_tokens else [None] * len(chosen)
-        routed = narrow(routed_experts(out)) if self.record_routing else None
+        routed = self._kept_routing(routed_experts(out))
         return [
             _Prompt(
                 i,
@@ -298,13 +298,19 @@ class LocalSampler:
 
     def _seen(self, rows: list[_Running], decoded: Decoded, counts: list[int]) -> None:
         """Of the tokens that a step has seen, the first `counts` of each row are part of the sequence."""
-        routed = narrow(decoded.routed_BWLK) if self.record_routing else None
+        routed = self._kept_routing(decoded.routed_BWLK)
         for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
             row.length += count
             if self.draft_tokens and decoded.state_BWC is not None:
                 row.pending_NC = decoded.state_BWC[i, :count]
             if routed is not None:
                 row.routed.append(routed[i, :count])
+
+    def _kept_routing(self, routed: Tensor | None) -> Tensor | None:
+        """Expert indices as they go with samples, if they were asked for; a byte each where that is enough."""
+        if not self.record_routing or routed is None:
+            return None
+        return routed.to("cpu", torch.uint8 if self.model.config.n_routed_experts <= 256 else torch.int16)
 
     def _sample(self, row: _Running, prompt_length: int, stopped: bool) -> Sample:
         seen = prompt_length + len(row.token_ids) - 1
@@ -351,12 +357,6 @@ class LocalSampler:
                 slots.move(last, row, running[last].length)
                 running[row] = running[last]
             running.pop()
-
-
-def narrow(routed: Tensor | None) -> Tensor:
-    """Expert indices as they are kept with samples."""
-    assert routed is not None
-    return routed.to("cpu", torch.int16)
 
 
 @contextmanager

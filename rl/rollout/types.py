@@ -46,8 +46,8 @@ class Sample:
 
     logprobs: of each token under the *processed* distribution it was drawn from (after temperature, top-k
     and top-p), in nats; for greedy sampling those of the plain distribution (temperature 1).
-    routed_experts: int16 array [prompt + completion - 1, L, K] where it was asked for: which experts each token that
-    the model has read met, in each of the L layers that have experts.
+    routed_experts: array [prompt + completion - 1, L, K] of uint8 (int16 for more than 256 experts) where it was asked
+    for: which experts each token that the model has read met, in each of the L layers that have experts.
     """
 
     token_ids: list[int]
