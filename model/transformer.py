@@ -16,7 +16,8 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import ModelOutput
 
-from model.config import ARCHITECTURE, MoEConfig
+from model.checkpoint.pretrained import ReleasedLayout
+from model.config import MoEConfig
 from model.experts import Experts
 from model.layer import Block
 from model.loss import IGNORED, cross_entropy
@@ -206,7 +207,7 @@ register_checkpoint_conversion_mapping(
 )
 
 
-class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
+class MoEForCausalLM(ReleasedLayout, MoEPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: MoEConfig):
@@ -257,10 +258,3 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
     def _cross_entropy(self, hidden_BSC: Tensor, labels_BS: Tensor, document_T: Tensor, offset: int) -> Tensor:
         target = ahead(labels_BS, document_T, offset, fill=IGNORED)
         return cross_entropy(hidden_BSC.flatten(0, 1), self.lm_head.weight, target.flatten())
-
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As any PreTrainedModel; but config.json names the architecture that transformers and vLLM know."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
-            self.config.architectures = [ARCHITECTURE]
-            self.config.save_pretrained(save_directory)
