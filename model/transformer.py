@@ -207,7 +207,7 @@ register_checkpoint_conversion_mapping(
 )
 
 
-class MoEForCausalLM(ReleasedLayout, MoEPreTrainedModel, GenerationMixin):
+class MoEForCausalLM(MoEPreTrainedModel, ReleasedLayout, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: MoEConfig):

@@ -38,7 +38,7 @@ def save_fp8(model: Any, folder: str | Path, max_shard_size: int | str = SHARD) 
     named = main_tensors(model.state_dict(), model.config)
     for copy, main in module_copies(model.config).items():
         named[copy] = named[main]
-    pieces = [_fp8_piece(name, tuple(tensor.shape), partial(_cpu, tensor)) for name, tensor in named.items()]
+    pieces = [fp8_piece(name, tuple(tensor.shape), partial(_cpu, tensor)) for name, tensor in named.items()]
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     write(folder, pieces, _fp8_config(json.loads(model.config.to_json_string())), max_shard_size)
@@ -51,7 +51,7 @@ def export_fp8(source: Path, target: Path, max_shard_size: int | str = SHARD) ->
         raise CheckpointError(f"{source} is in FP8 already")
     empty_folder(target)
     pieces = [
-        _fp8_piece(name, shape, partial(checkpoint.read, name, torch.float32))
+        fp8_piece(name, shape, partial(checkpoint.read, name, torch.float32))
         for name, shape in checkpoint.shape.items()
     ]
     _copy_others(source, target)
@@ -69,7 +69,8 @@ def dequantise(source: Path, target: Path, max_shard_size: int | str = SHARD) ->
     write(target, pieces, _typed({k: v for k, v in config.items() if k != "quantization_config"}), max_shard_size)
 
 
-def _fp8_piece(name: str, shape: tuple[int, ...], read: Callable[[], Tensor]) -> Piece:
+def fp8_piece(name: str, shape: tuple[int, ...], read: Callable[[], Tensor]) -> Piece:
+    """One tensor of the release: as it is, or quantised with its scales. `read` gives its values."""
     if not is_quantized(name):
         return _plain_piece(name, shape, read)
 

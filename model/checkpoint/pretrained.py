@@ -1,4 +1,4 @@
-"""The steps of transformers' `from_pretrained` and `save_pretrained` that the released layout needs done its own way."""
+"""The steps of `from_pretrained` and `save_pretrained` that the released layout needs done its own way."""
 
 from __future__ import annotations
 

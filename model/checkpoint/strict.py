@@ -11,6 +11,7 @@ from model.checkpoint.names import BIAS, copies, layer_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 SHOWN = 20
+MODULE = ".eh_proj.weight"  # only prediction modules have one
 
 # Which fields decide each dimension of a tensor; the first pattern that its name contains counts.
 _DIMENSIONS: list[tuple[str, tuple[str, ...]]] = [
@@ -34,6 +35,7 @@ _DIMENSIONS: list[tuple[str, tuple[str, ...]]] = [
 ]
 # Which field decides whether a tensor exists.
 _EXISTENCE = [
+    (r"\.(enorm|hnorm|eh_proj|shared_head)\.", "num_hidden_layers"),  # a prediction module's, in a layer of both
     (r"\.bias$", "attention_bias"),
     (r"\.q_(a_|b_)?(proj|layernorm)", "q_lora_rank"),
     (BIAS, "topk_method"),
@@ -50,7 +52,7 @@ def left_out(found: Shapes, config: Any) -> tuple[set[str], set[int]]:
     These are repeated tensors, rotary frequencies, and the prediction modules behind num_nextn_predict_layers.
     """
     end = config.num_hidden_layers + config.num_nextn_predict_layers
-    modules = {layer_of(name) for name in found if name.endswith(".eh_proj.weight")}
+    modules = {layer_of(name) for name in found if name.endswith(MODULE)}
     surplus = {layer for layer in modules if layer is not None and layer >= end}
     repeated = copies(config)
     names = {
@@ -97,6 +99,9 @@ def _suspects(
 ) -> list[str]:
     """The fields that probably disagree."""
     suspects: dict[str, None] = {}
+    modules = {layer_of(name) for name in found if name.endswith(MODULE)}
+    if modules and config.num_hidden_layers not in modules:
+        return ["num_hidden_layers"]  # the rest follows from it
     shared_layers = {layer_of(name) for name in wanted} & {layer_of(name) for name in found}
     # Where one side has a dense network and the other experts, both sides show.
     swapped = {layer_of(n) for n in missing if ".mlp." in n} & {layer_of(n) for n in unexpected if ".mlp." in n}
@@ -105,8 +110,7 @@ def _suspects(
         if layer in shared_layers:
             field = "first_k_dense_replace" if ".mlp." in name and layer in swapped else _decides_existence(name)
         elif layer is not None and layer >= config.num_hidden_layers and name in wanted:
-            modules = layer - config.num_hidden_layers
-            field = f"num_nextn_predict_layers (there are {modules} prediction modules: pass {modules})"
+            field = f"num_nextn_predict_layers (the files hold {len(modules)} prediction modules: pass {len(modules)})"
         else:
             field = "num_hidden_layers"
         if field:
