@@ -95,7 +95,8 @@ class Decoder(MoEPreTrainedModel):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         shape = (len(self.layers), config.n_routed_experts)
         self.load_LE = nn.Buffer(torch.zeros(shape, dtype=torch.int64), persistent=False)
-        self.frequency = nn.Buffer(torch.zeros(config.qk_rope_head_dim // 2), persistent=False)
+        # float32 also when the model is built in another type: rounded frequencies turn far positions wrong.
+        self.frequency = nn.Buffer(torch.zeros(config.qk_rope_head_dim // 2, dtype=torch.float32), persistent=False)
         self.gradient_checkpointing = False
         self.post_init()
 

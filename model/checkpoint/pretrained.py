@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from model.checkpoint.files import Checkpoint, CheckpointError
 from model.checkpoint.load import fill
-from model.checkpoint.names import HEAD, module_copies
+from model.checkpoint.names import HEAD, module_copies, released
 from model.config import ARCHITECTURE
 
 
@@ -53,16 +54,25 @@ class ReleasedLayout(PreTrainedModel):
         """As any PreTrainedModel, but config.json names the architecture that transformers and vLLM know.
 
         repeat_shared: prediction modules get copies of the embedding and the head that they share, as in the release:
-            vLLM and SGLang load them from there.
+            vLLM and SGLang load them from there. (Not if weights are offloaded or sharded.)
         """
-        if repeat_shared:
-            state_dict = dict(self.state_dict() if state_dict is None else state_dict)
-            for copy, main in module_copies(self.config).items():
-                state_dict[copy] = state_dict[main].clone()
+        state_dict = dict(self.state_dict() if state_dict is None else state_dict)
+        # Offloaded and sharded weights are gathered by name: they stay as they are.
+        if all(type(tensor) is Tensor and not tensor.is_meta for tensor in state_dict.values()):
+            # transformers would split stacked experts too, but keep a stack in one file, however large.
+            named = released(state_dict)
+            repeated = module_copies(self.config) if repeat_shared else {}
+            state_dict = {name: t if name in state_dict else _alone(t) for name, t in named.items()}
+            state_dict.update({copy: state_dict[main].clone() for copy, main in repeated.items()})
         super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
         if is_main_process:
             self.config.architectures = [ARCHITECTURE]
             self.config.save_pretrained(save_directory)
+
+
+def _alone(view: Tensor) -> Tensor:
+    """The same memory under a storage of its own, so that nobody takes it for a part of something larger."""
+    return torch.from_dlpack(view.detach())
 
 
 def _obstacle(model: Any, devices: dict[str, Any], load_config: Any) -> str | None:
