@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 from transformers import PreTrainedModel
 from transformers.utils.loading_report import LoadStateDictInfo
 
@@ -72,7 +72,7 @@ class ReleasedLayout(PreTrainedModel):
 
 def _alone(view: Tensor) -> Tensor:
     """The same memory under a storage of its own, so that nobody takes it for a part of something larger."""
-    return torch.from_dlpack(view.detach())
+    return from_dlpack(view.detach())
 
 
 def _obstacle(model: Any, devices: dict[str, Any], load_config: Any) -> str | None:
