@@ -105,6 +105,7 @@ def test_config_says_what_type_to_load_in(model, fp8, plain):
     assert {tensor.dtype for tensor in loaded.parameters()} == {torch.bfloat16}
     assert not loaded.training and all(p.requires_grad for p in loaded.parameters())
     assert torch.equal(loaded.model.frequency, model.model.frequency) and not loaded.model.load_LE.any()
+    assert not hasattr(loaded.config, "quantization_config")
     assert MoEForCausalLM.from_pretrained(plain).dtype == torch.float32
     assert MoEConfig(quantization_config={"quant_method": "fp8"}).dtype == torch.bfloat16
 
@@ -178,12 +179,12 @@ MISFITS = [
     ({"num_nextn_predict_layers": 2}, "num_nextn_predict_layers (the files hold 1 prediction modules: pass 1)"),
     ({"q_lora_rank": None}, "q_lora_rank"),
     ({"q_lora_rank": 48}, "q_lora_rank"),
-    ({"kv_lora_rank": 16}, "kv_lora_rank, qk_rope_head_dim; kv_lora_rank"),
+    ({"kv_lora_rank": 16}, "kv_lora_rank, qk_rope_head_dim"),
     ({"first_k_dense_replace": 2}, "first_k_dense_replace"),
     ({"vocab_size": 500}, "vocab_size"),
     ({"hidden_size": 64}, "hidden_size"),
     ({"intermediate_size": 64}, "intermediate_size"),
-    ({"moe_intermediate_size": 96}, "moe_intermediate_size; n_shared_experts, moe_intermediate_size"),
+    ({"moe_intermediate_size": 96}, "moe_intermediate_size, n_shared_experts"),
     ({"n_shared_experts": 2}, "n_shared_experts, moe_intermediate_size"),
     ({"attention_bias": True}, "attention_bias"),
 ]
@@ -357,17 +358,31 @@ def test_command_line_converts_there_and_back(model, plain, fp8, tmp_path, capsy
     assert main(["export-fp8", str(there), str(tmp_path / "y")]) == 2
     assert main(["export-fp8", str(plain), str(there)]) == 2
     assert main(["export-fp8", str(tmp_path), str(tmp_path / "z")]) == 2
+    assert main(["export-fp8", "nowhere", str(tmp_path / "z")]) == 2
+    (back / "config.json").write_text('{"model_type": "llama"}')
+    assert main(["export-fp8", str(back), str(tmp_path / "z")]) == 2
     errors = capsys.readouterr().err.splitlines()
-    causes = ("no FP8 weights", "in FP8 already", "is not empty", "no config.json")
-    assert len(errors) == 4 and all(cause in line for cause, line in zip(causes, errors, strict=True))
+    causes = ("no FP8 weights", "in FP8 already", "is not empty", "no config.json", "nowhere is no folder", "llama")
+    assert len(errors) == 6 and all(cause in line for cause, line in zip(causes, errors, strict=True))
 
 
 def test_unreadable_files(plain, tmp_path):
-    with pytest.raises(CheckpointError, match="neither model.safetensors.index.json nor model.safetensors"):
-        Checkpoint.in_folder(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"\0" * 20)
+    file, index = tmp_path / "model.safetensors", tmp_path / "model.safetensors.index.json"
+    bad: list[tuple[object, str]] = [
+        (None, "neither model.safetensors.index.json nor model.safetensors"),
+        ("{", "is no JSON"),
+        ("[]", "holds no JSON object"),
+        ({}, "there is no weight_map"),
+        ({"weight_map": {"a": "gone.safetensors"}}, "1 files that are not there: gone.safetensors"),
+        ({"weight_map": {"a": "model.safetensors"}}, "1 tensors that are in no file: a"),
+    ]
+    for content, message in bad:
+        if content is not None:
+            index.write_text(content if isinstance(content, str) else json.dumps(content))
+            shutil.copy(plain / "model.safetensors", file)
+        with pytest.raises(CheckpointError, match=message):
+            Checkpoint.in_folder(tmp_path)
+    index.unlink()
+    file.write_bytes(b"\0" * 20)
     with pytest.raises(CheckpointError, match="model.safetensors cannot be read"):
-        Checkpoint.in_folder(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
-    with pytest.raises(CheckpointError, match="1 files that are not there: gone.safetensors"):
         Checkpoint.in_folder(tmp_path)

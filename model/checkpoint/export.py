@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint.files import CONFIG, Checkpoint, CheckpointError
+from model.checkpoint.files import CONFIG, Checkpoint, CheckpointError, read_json
 from model.checkpoint.names import SCALE, is_quantized, main_tensors, module_copies, released_dtype
 from model.checkpoint.write import Piece, empty_folder, write
 from model.fp8.blocks import BLOCK, quantize_blocks, scale_shape
@@ -25,6 +25,8 @@ QUANTIZATION = {
     "weight_block_size": list(BLOCK),
 }
 SHARD = "5GB"
+# Model types whose layers have these names; of others we do not know which weights an engine takes in FP8.
+FAMILY = ("deepseek_v2", "deepseek_v3", "kimi_k2")
 
 
 def save_fp8(model: Any, folder: str | Path, max_shard_size: int | str = SHARD) -> None:
@@ -38,7 +40,7 @@ def save_fp8(model: Any, folder: str | Path, max_shard_size: int | str = SHARD) 
     named = main_tensors(model.state_dict(), model.config)
     for copy, main in module_copies(model.config).items():
         named[copy] = named[main]
-    pieces = [fp8_piece(name, tuple(tensor.shape), partial(_cpu, tensor)) for name, tensor in named.items()]
+    pieces = [fp8_piece(name, tuple(tensor.shape), tensor.detach) for name, tensor in named.items()]
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     write(folder, pieces, _fp8_config(json.loads(model.config.to_json_string())), max_shard_size)
@@ -49,6 +51,8 @@ def export_fp8(source: Path, target: Path, max_shard_size: int | str = SHARD) ->
     checkpoint, config = _source(source)
     if checkpoint.fp8:
         raise CheckpointError(f"{source} is in FP8 already")
+    if config.get("model_type") not in FAMILY:
+        raise CheckpointError(f"{source} is a model of type {config.get('model_type')}, not {' or '.join(FAMILY)}")
     empty_folder(target)
     pieces = [
         fp8_piece(name, shape, partial(checkpoint.read, name, torch.float32))
@@ -92,10 +96,6 @@ def _plain_piece(name: str, shape: tuple[int, ...], read: Callable[[], Tensor]) 
     return Piece({name: torch.empty(shape, dtype=dtype, device="meta")}, lambda: {name: read().to(dtype)})
 
 
-def _cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu()
-
-
 def _stored(checkpoint: Checkpoint, name: str) -> Tensor:
     return checkpoint.read(name, released_dtype(name))
 
@@ -103,7 +103,7 @@ def _stored(checkpoint: Checkpoint, name: str) -> Tensor:
 def _source(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: there is no {CONFIG}")
-    return Checkpoint.in_folder(folder), json.loads((folder / CONFIG).read_text())
+    return Checkpoint.in_folder(folder), read_json(folder / CONFIG)
 
 
 def _fp8_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -55,17 +55,23 @@ class Checkpoint:
 
     @classmethod
     def in_folder(cls, folder: Path) -> Checkpoint:
-        """Through its index, or its only file."""
-        if (folder / INDEX).is_file():
-            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-            absent = [name for name in names if not (folder / name).is_file()]
-            if absent:
-                raise CheckpointError(f"{folder}: {INDEX} names {len(absent)} files that are not there: {absent[0]}")
-        else:
-            names = [SINGLE]
+        """Through its index, which must be right, or its only file."""
+        if not (folder / INDEX).is_file():
             if not (folder / SINGLE).is_file():
                 raise CheckpointError(f"{folder}: there is neither {INDEX} nor {SINGLE}")
-        return cls([folder / name for name in names])
+            return cls([folder / SINGLE])
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{folder / INDEX}: there is no weight_map")
+        files = sorted(set(weight_map.values()))
+        absent = [file for file in files if not (folder / file).is_file()]
+        if absent:
+            raise CheckpointError(f"{folder}: {INDEX} names {len(absent)} files that are not there: {absent[0]}")
+        checkpoint = cls([folder / file for file in files])
+        lost = [name for name in weight_map if name not in checkpoint.shape and not name.endswith(SCALE)]
+        if lost:
+            raise CheckpointError(f"{folder}: {INDEX} names {len(lost)} tensors that are in no file: {lost[0]}")
+        return checkpoint
 
     def read(self, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
         """One tensor. Its file is mapped for as long as that takes, so that only this tensor's pages are in memory."""
@@ -95,10 +101,20 @@ def _opened(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return found
+
+
 def _block_size(folder: Path) -> tuple[int, int]:
     """As config.json says; 128 x 128 if it says nothing."""
     path = folder / CONFIG
-    settings = json.loads(path.read_text()).get("quantization_config") if path.is_file() else None
+    settings = read_json(path).get("quantization_config") if path.is_file() else None
     if settings is None:
         return BLOCK
     method, size = settings.get("quant_method"), settings.get("weight_block_size")

@@ -74,7 +74,7 @@ def check(wanted: Shapes, found: Shapes, config: Any, source: str) -> None:
     fields = _suspects(wanted, found, missing, unexpected, misshapen, config)
     lines = [
         f"{source} does not fit its config: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
-        f"{len(misshapen)} of another shape" + (f". Look at: {'; '.join(fields)}" if fields else ""),
+        f"{len(misshapen)} of another shape" + (f". Look at: {', '.join(fields)}" if fields else ""),
         *_listed("missing", missing),
         *_listed("unexpected", unexpected),
         *_listed("of another shape", [f"{n}: {found[n]} in the files, {wanted[n]} by the config" for n in misshapen]),
@@ -117,9 +117,9 @@ def _suspects(
             suspects.setdefault(field)
     for name in misshapen:
         fields = next(fields for pattern, fields in _DIMENSIONS if re.search(pattern, name))
-        for field, here, there in zip(fields, wanted[name], found[name], strict=False):
+        for several, here, there in zip(fields, wanted[name], found[name], strict=False):
             if here != there:
-                suspects.setdefault(field)
+                suspects.update(dict.fromkeys(several.split(", ")))
     return list(suspects)
 
 

@@ -45,7 +45,7 @@ def write(folder: Path, pieces: Iterable[Piece], config: dict[str, Any], max_sha
         for name in names:
             if name not in shard:  # else its piece was made already
                 made = maker[name].make()
-                shard.update({other: made[other].contiguous() for other in made if other in names})
+                shard.update({other: made[other].cpu().contiguous() for other in made if other in names})
         save_file(shard, folder / file, metadata={"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
