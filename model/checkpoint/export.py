@@ -68,7 +68,10 @@ def dequantise(source: Path, target: Path, max_shard_size: int | str = SHARD) ->
     if not checkpoint.fp8:
         raise CheckpointError(f"{source} holds no FP8 weights: there is nothing to dequantise")
     empty_folder(target)
-    pieces = [_plain_piece(name, shape, partial(_stored, checkpoint, name)) for name, shape in checkpoint.shape.items()]
+    pieces = [
+        _plain_piece(name, shape, partial(checkpoint.read, name, released_dtype(name)))
+        for name, shape in checkpoint.shape.items()
+    ]
     _copy_others(source, target)
     write(target, pieces, _typed({k: v for k, v in config.items() if k != "quantization_config"}), max_shard_size)
 
@@ -94,10 +97,6 @@ def fp8_piece(name: str, shape: tuple[int, ...], read: Callable[[], Tensor]) -> 
 def _plain_piece(name: str, shape: tuple[int, ...], read: Callable[[], Tensor]) -> Piece:
     dtype = released_dtype(name)
     return Piece({name: torch.empty(shape, dtype=dtype, device="meta")}, lambda: {name: read().to(dtype)})
-
-
-def _stored(checkpoint: Checkpoint, name: str) -> Tensor:
-    return checkpoint.read(name, released_dtype(name))
 
 
 def _source(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from model.checkpoint.files import CheckpointError
@@ -11,7 +11,6 @@ from model.checkpoint.names import BIAS, copies, layer_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 SHOWN = 20
-MODULE = ".eh_proj.weight"  # only prediction modules have one
 
 # Which fields decide each dimension of a tensor; the first pattern that its name contains counts.
 _DIMENSIONS: list[tuple[str, tuple[str, ...]]] = [
@@ -52,8 +51,7 @@ def left_out(found: Shapes, config: Any) -> tuple[set[str], set[int]]:
     These are repeated tensors, rotary frequencies, and the prediction modules behind num_nextn_predict_layers.
     """
     end = config.num_hidden_layers + config.num_nextn_predict_layers
-    modules = {layer_of(name) for name in found if name.endswith(MODULE)}
-    surplus = {layer for layer in modules if layer is not None and layer >= end}
+    surplus = {layer for layer in _modules(found) if layer >= end}
     repeated = copies(config)
     names = {
         name for name in found if name in repeated or name.endswith("rotary_emb.inv_freq") or layer_of(name) in surplus
@@ -87,6 +85,11 @@ def optional(name: str, config: Any) -> bool:
     return name.endswith(BIAS) and config.topk_method != "noaux_tc"
 
 
+def _modules(names: Iterable[str]) -> set[int]:
+    """The layers that are prediction modules: only these have an eh_proj."""
+    return {layer for name in names if name.endswith(".eh_proj.weight") and (layer := layer_of(name)) is not None}
+
+
 def _listed(title: str, names: list[str]) -> list[str]:
     if not names:
         return []
@@ -99,7 +102,7 @@ def _suspects(
 ) -> list[str]:
     """The fields that probably disagree."""
     suspects: dict[str, None] = {}
-    modules = {layer_of(name) for name in found if name.endswith(MODULE)}
+    modules = _modules(found)
     if modules and config.num_hidden_layers not in modules:
         return ["num_hidden_layers"]  # the rest follows from it
     shared_layers = {layer_of(name) for name in wanted} & {layer_of(name) for name in found}
