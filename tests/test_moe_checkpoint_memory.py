@@ -24,14 +24,15 @@ import json, resource, sys
 import torch
 from safetensors.torch import load_file
 from pathlib import Path
-from model import MoEForCausalLM
-from model.fp8.blocks import dequantize_blocks
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 folder, way = Path(sys.argv[1]), sys.argv[2]
-MoEForCausalLM.config_class.from_pretrained(folder)
+if way == "streamed":
+    from model import MoEForCausalLM
+else:
+    from model.fp8.blocks import dequantize_blocks
 before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 if way == "streamed":
     model = MoEForCausalLM.from_pretrained(folder)
