@@ -71,6 +71,9 @@ class MoEConfig(DeepseekV3Config):
     """
 
     def __init__(self, **fields: Any):
+        # It tells how files store the weights; a loaded model is not quantised. The loader sees it in the files.
+        if fields.pop("quantization_config", None) is not None and not {"dtype", "torch_dtype"} & fields.keys():
+            fields["dtype"] = "bfloat16"
         ours = {name: fields.pop(name, default) for name, default in _DEFAULTS.items()}
         for name, allowed in _CHOICES.items():
             if ours[name] not in allowed:

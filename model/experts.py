@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from model.router import loads
 
+GROUPED = (torch.bfloat16, torch.float16, torch.float32)  # that grouped_mm has kernels for; float64 takes the loop
+
 
 class Experts(nn.Module):
     """E SwiGLU networks: down_e(silu(gate_e x) · up_e x). Gate and up stand in one tensor [E, 2I, C]."""
@@ -27,7 +29,8 @@ class Experts(nn.Module):
         order_R = index_TK.flatten().argsort(stable=True)  # rows by expert, then by token
         count_E = loads(index_TK, experts)
         x_RC = x_TC[order_R // k]
-        y_RC = self._grouped(x_RC, count_E) if self.implementation == "grouped" else self._loop(x_RC, count_E)
+        grouped = self.implementation == "grouped" and x_RC.dtype in GROUPED
+        y_RC = self._grouped(x_RC, count_E) if grouped else self._loop(x_RC, count_E)
         place_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))
         y_TKC = y_RC[place_R].unflatten(0, (-1, k))
         return (y_TKC * weight_TK.unsqueeze(-1).to(y_TKC.dtype)).sum(1)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 
 def affinities(hidden_TC: Tensor, weight_EC: Tensor, scoring: str) -> Tensor:
-    """s [T, E] float32 (eq. 15): sigmoid (V3) or softmax (V2) of float32 products."""
-    logits = torch.nn.functional.linear(hidden_TC.float(), weight_EC.float())
+    """s [T, E] float32 (eq. 15): sigmoid (V3) or softmax (V2) of float32 products. float64 stays float64."""
+    dtype = torch.promote_types(hidden_TC.dtype, torch.float32)
+    logits = torch.nn.functional.linear(hidden_TC.to(dtype), weight_EC.to(dtype))
     return logits.sigmoid() if scoring == "sigmoid" else logits.softmax(-1)
 
 

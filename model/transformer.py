@@ -16,7 +16,8 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import ModelOutput
 
-from model.config import ARCHITECTURE, MoEConfig
+from model.checkpoint.pretrained import ReleasedLayout
+from model.config import MoEConfig
 from model.experts import Experts
 from model.layer import Block
 from model.loss import IGNORED, cross_entropy
@@ -101,7 +102,8 @@ class Decoder(MoEPreTrainedModel):
         shape = (len(self.layers), config.n_routed_experts)
         self.load_LE = nn.Buffer(torch.zeros(shape, dtype=torch.int64), persistent=False)
         self.entropy_L = nn.Buffer(torch.zeros(len(self.layers), dtype=torch.float64), persistent=False)
-        self.frequency = nn.Buffer(torch.zeros(config.qk_rope_head_dim // 2), persistent=False)
+        # float32 also when the model is built in another type: rounded frequencies turn far positions wrong.
+        self.frequency = nn.Buffer(torch.zeros(config.qk_rope_head_dim // 2, dtype=torch.float32), persistent=False)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -247,7 +249,7 @@ register_checkpoint_conversion_mapping(
 )
 
 
-class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
+class MoEForCausalLM(MoEPreTrainedModel, ReleasedLayout, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: MoEConfig):
@@ -302,10 +304,3 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
     def _cross_entropy(self, hidden_BSC: Tensor, labels_BS: Tensor, document_T: Tensor, offset: int) -> Tensor:
         target = ahead(labels_BS, document_T, offset, fill=IGNORED)
         return cross_entropy(hidden_BSC.flatten(0, 1), self.lm_head.weight, target.flatten())
-
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As any PreTrainedModel; but config.json names the architecture that transformers and vLLM know."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
-            self.config.architectures = [ARCHITECTURE]
-            self.config.save_pretrained(save_directory)

@@ -1,0 +1,1 @@
+"""Eight-bit floating point. `blocks`: weights, as released checkpoints store them."""
