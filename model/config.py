@@ -23,8 +23,10 @@ _CHOICES = {
     "mtp_hidden": ("after", "before"),
     "expert_products": ("grouped", "loop"),
 }
-# The names that the released files and other engines (transformers, vLLM) know the architecture by.
-ARCHITECTURE = "DeepseekV3ForCausalLM"
+# What V2's files leave unsaid.
+_V2: dict[str, Any] = {
+    "scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False, "num_nextn_predict_layers": 0,
+}  # fmt: skip
 
 _YARN_V3 = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "original_max_position_embeddings": 4096,
@@ -67,20 +69,31 @@ class MoEConfig(DeepseekV3Config):
     mtp_hidden: whether these modules read the main model's states "after" or "before" its final norm.
     expert_products: "grouped" (one grouped product over tokens sorted by expert) or "loop" (the reference).
 
-    `config.json` stays one that transformers and vLLM read: model type deepseek_v3.
+    `config.json` stays one that transformers and vLLM read: of type deepseek_v3, or deepseek_v2 with softmax affinities.
     """
 
     def __init__(self, **fields: Any):
         # It tells how files store the weights; a loaded model is not quantised. The loader sees it in the files.
         if fields.pop("quantization_config", None) is not None and not {"dtype", "torch_dtype"} & fields.keys():
             fields["dtype"] = "bfloat16"
+        if fields.pop("model_type", None) == "deepseek_v2":
+            fields = {**_V2, **fields}
         ours = {name: fields.pop(name, default) for name, default in _DEFAULTS.items()}
         for name, allowed in _CHOICES.items():
             if ours[name] not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {ours[name]!r}")
-        fields.setdefault("architectures", [ARCHITECTURE])
         super().__init__(**fields, **ours)
+        self.architectures = [self.architecture]
         self._check()
+
+    @property
+    def architecture(self) -> str:
+        """The name that the released files and other engines (transformers, vLLM) know it by."""
+        return "DeepseekV2ForCausalLM" if self.scoring_func == "softmax" else "DeepseekV3ForCausalLM"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in config.json. The instance itself is of type deepseek_v3 always."""
+        return {**super().to_dict(), "model_type": "deepseek_v2" if self.scoring_func == "softmax" else "deepseek_v3"}
 
     @classmethod
     def preset(cls, name: Literal["671b", "16b", "tiny"], **changes: Any) -> MoEConfig:

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from tiny_moe import model_of, relative
+from tiny_moe import model_of, relative, token_ids
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,6 +19,8 @@ from transformers import (
 from model import MoEConfig, MoEForCausalLM
 from model.mla import MultiHeadLatentAttention
 from model.rope import angles
+from rl.policy.load import model_config
+from rl.recipe import ModelSpec
 
 YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64,
@@ -86,6 +88,34 @@ def test_softmax_routing_equals_transformers_deepseek_v2(method):
     ids = torch.randint(512, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert relative(model(ids, use_cache=False).logits, theirs(ids, use_cache=False).logits) < 1e-5
+
+
+def test_files_of_v2_are_read_and_written(tmp_path):
+    """Type, names and values; V2's files have no routing biases, and say nothing of softmax."""
+    routing = {
+        "scoring_func": "softmax",
+        "topk_method": "greedy",
+        "norm_topk_prob": False,
+        "routed_scaling_factor": 1.0,
+    }
+    model = model_of(**routing).eval()
+    model.save_pretrained(tmp_path / "ours")
+    theirs, info = DeepseekV2ForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    theirs.save_pretrained(tmp_path / "theirs")
+    written = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert written["model_type"] == "deepseek_v2"
+    (tmp_path / "theirs" / "config.json").write_text(
+        json.dumps({k: v for k, v in written.items() if "scoring" not in k})
+    )
+    back = MoEForCausalLM.from_pretrained(tmp_path / "theirs")
+    assert back.config.model_type == "deepseek_v3" and back.config.scoring_func == "softmax"
+    assert model_config(ModelSpec(path=str(tmp_path / "theirs")), None).scoring_func == "softmax"
+    ids = token_ids(2, 40)
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+        assert relative(theirs(ids, use_cache=False).logits, expected) < 1e-5
+        assert torch.equal(back(ids, use_cache=False).logits, expected)
 
 
 def test_the_files_are_of_the_released_layout(tmp_path):

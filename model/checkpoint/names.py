@@ -39,8 +39,19 @@ def released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def main_tensors(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
-    """`released`, without a head that is the embedding."""
-    return {name: t for name, t in released(state).items() if not (name == HEAD and config.tie_word_embeddings)}
+    """`written`, without a head that is the embedding."""
+    named = written(state, config)
+    return {name: t for name, t in named.items() if not (name == HEAD and config.tie_word_embeddings)}
+
+
+def written(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """`released`, without biases that the routing does not use: V2's files have none."""
+    return {name: t for name, t in released(state).items() if not optional(name, config)}
+
+
+def optional(name: str, config: Any) -> bool:
+    """Only noaux_tc reads the balancing biases."""
+    return name.endswith(BIAS) and config.topk_method != "noaux_tc"
 
 
 def copies(config: Any) -> dict[str, str]:

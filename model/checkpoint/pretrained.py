@@ -12,8 +12,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from model.checkpoint.files import Checkpoint, CheckpointError
 from model.checkpoint.load import fill
-from model.checkpoint.names import HEAD, module_copies, released
-from model.config import ARCHITECTURE
+from model.checkpoint.names import HEAD, module_copies, written
 
 
 class ReleasedLayout(PreTrainedModel):
@@ -60,13 +59,13 @@ class ReleasedLayout(PreTrainedModel):
         # Offloaded and sharded weights are gathered by name: they stay as they are.
         if all(type(tensor) is Tensor and not tensor.is_meta for tensor in state_dict.values()):
             # transformers would split stacked experts too, but keep a stack in one file, however large.
-            named = released(state_dict)
+            named = written(state_dict, self.config)
             repeated = module_copies(self.config) if repeat_shared else {}
             state_dict = {name: t if name in state_dict else _alone(t) for name, t in named.items()}
             state_dict.update({copy: state_dict[main].clone() for copy, main in repeated.items()})
         super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
         if is_main_process:
-            self.config.architectures = [ARCHITECTURE]
+            self.config.architectures = [self.config.architecture]
             self.config.save_pretrained(save_directory)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from model.checkpoint.files import CheckpointError
-from model.checkpoint.names import BIAS, copies, layer_of
+from model.checkpoint.names import BIAS, copies, layer_of, optional
 
 Shapes = Mapping[str, tuple[int, ...]]
 SHOWN = 20
@@ -78,11 +78,6 @@ def check(wanted: Shapes, found: Shapes, config: Any, source: str) -> None:
         *_listed("of another shape", [f"{n}: {found[n]} in the files, {wanted[n]} by the config" for n in misshapen]),
     ]
     raise CheckpointError("\n".join(lines))
-
-
-def optional(name: str, config: Any) -> bool:
-    """Only noaux_tc reads the balancing biases; V2's files have none."""
-    return name.endswith(BIAS) and config.topk_method != "noaux_tc"
 
 
 def _modules(names: Iterable[str]) -> set[int]:

@@ -89,7 +89,7 @@ def cast_parameters(model: Any, dtype: torch.dtype) -> None:
 
 
 def model_config(spec: ModelSpec, tokenizer: Any) -> Any:
-    """The model's Hugging Face config, with the recipe's changes; a MoEConfig for a DeepSeek-V3, which is ours."""
+    """The model's Hugging Face config with the recipe's changes; for a DeepSeek-V3 or V2 our own MoEConfig."""
     from transformers import AutoConfig
 
     if spec.path is None:
@@ -98,12 +98,13 @@ def model_config(spec: ModelSpec, tokenizer: Any) -> Any:
     with explained("model.path", spec.path):
         config = AutoConfig.from_pretrained(spec.path, revision=spec.revision)
     unknown = [name for name in spec.config if not hasattr(config, name)]
-    if unknown and config.model_type != "deepseek_v3":
+    ours = config.model_type in ("deepseek_v3", "deepseek_v2")
+    if unknown and not ours:
         names = [n for n in config.to_dict() if not n.startswith("_")]
         raise RecipeError(
             f"model.config.{unknown[0]}: a {config.model_type} has no such field{nearest(unknown[0], names)}"
         )
-    if config.model_type == "deepseek_v3":
+    if ours:
         from model import MoEConfig
 
         try:
