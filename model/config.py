@@ -69,7 +69,7 @@ class MoEConfig(DeepseekV3Config):
     mtp_hidden: whether these modules read the main model's states "after" or "before" its final norm.
     expert_products: "grouped" (one grouped product over tokens sorted by expert) or "loop" (the reference).
 
-    `config.json` stays one that transformers and vLLM read: of type deepseek_v3, or deepseek_v2 with softmax affinities.
+    `config.json` stays one that transformers and vLLM read: of type deepseek_v3, or deepseek_v2 for softmax.
     """
 
     def __init__(self, **fields: Any):
