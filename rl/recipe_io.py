@@ -8,20 +8,23 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from rl.recipe import EvalRecipe, GRPORecipe, Recipe, SFTRecipe, StagesRecipe
+from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
+from rl.recipe_gkd import GKDRecipe
 
 PIPELINES: dict[str, type[BaseModel]] = {
     "grpo": GRPORecipe,
     "sft": SFTRecipe,
+    "gkd": GKDRecipe,
     "eval": EvalRecipe,
     "stages": StagesRecipe,
 }
+Recipe = Annotated[GRPORecipe | SFTRecipe | GKDRecipe | EvalRecipe | StagesRecipe, Field(discriminator="pipeline")]
 SHIPPED = (Path(__file__).parent / "shipped_recipes", Path(__file__).parent.parent / "recipes")
 
 

@@ -9,6 +9,7 @@ import torch
 
 from rl.policy.backend import LaunchError, Processes
 from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
+from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError
 from rl.run.allocator import keep_freed_memory
 from rl.run.folder import Run
@@ -48,6 +49,10 @@ def run_pipeline(recipe: Any, processes: Processes) -> dict[str, Any]:
         from rl.sft import run_sft
 
         return run_sft(recipe, processes)
+    if isinstance(recipe, GKDRecipe):
+        from rl.gkd import run_gkd
+
+        return run_gkd(recipe, processes)
     if isinstance(recipe, EvalRecipe):
         from rl.evaluate import run_evaluation
 

@@ -63,9 +63,9 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logp = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logp)
-        for rows in _slices(0, len(hidden), chunk):
+        for rows in slices_of(0, len(hidden), chunk):
             product = hidden[rows] @ weight.t()
-            for piece in _pieces(rows, hidden.device):
+            for piece in pieces_of(rows, hidden.device):
                 logits = head.logits(product[piece.start - rows.start : piece.stop - rows.start])
                 if temperature != 1.0:
                     logits /= temperature
@@ -85,9 +85,9 @@ class _TokenLogprobs(torch.autograd.Function):
         # float32: many small chunks are added up.
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         grad_bias = None if head.bias is None else torch.zeros_like(head.bias, dtype=torch.float32)
-        for rows in _slices(0, len(hidden), ctx.chunk):
+        for rows in slices_of(0, len(hidden), ctx.chunk):
             product = hidden[rows] @ weight.t()
-            for piece in _pieces(rows, hidden.device):
+            for piece in pieces_of(rows, hidden.device):
                 place = product[piece.start - rows.start : piece.stop - rows.start]
                 logits = head.logits(place)
                 # d logp / d z = (onehot - p) / temperature, then back through softcap and scale.
@@ -113,9 +113,10 @@ class _TokenLogprobs(torch.autograd.Function):
         )
 
 
-def _pieces(rows: slice, device: torch.device) -> list[slice]:
-    return _slices(rows.start, rows.stop, PIECE_ON_CPU) if device.type == "cpu" else [rows]
+def pieces_of(rows: slice, device: torch.device) -> list[slice]:
+    """The parts of a chunk that are in float32 at a time."""
+    return slices_of(rows.start, rows.stop, PIECE_ON_CPU) if device.type == "cpu" else [rows]
 
 
-def _slices(start: int, stop: int, size: int) -> list[slice]:
+def slices_of(start: int, stop: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
