@@ -11,11 +11,11 @@ from data.spec import ProblemSpec
 from data.texts import load_texts
 from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
-from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, SFTRecipe, StagesRecipe, TrainSpec
+from rl.memory import config_of, memory_table
+from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, RolloutSpec, SFTRecipe, StagesRecipe, TrainSpec
+from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError, dump, nearest
 from rl.stages import stage_recipes
-
-GiB = 1024**3
 
 
 def preflight(recipe: Any) -> list[str]:
@@ -34,26 +34,27 @@ def preflight(recipe: Any) -> list[str]:
 
 
 def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
-    warnings = _check_model(recipe.model, made)
+    warnings = check_model("model", recipe.model, made)
     _check_experts(recipe, made)
     if isinstance(recipe, GRPORecipe):
         columns = _check_data("data", recipe.data)
         _check_rewards("rewards", recipe.rewards, columns)
         warnings += _check_batches(recipe)
-        warnings += _check_positions(recipe, made)
+        warnings += check_positions("model", recipe.model, recipe.rollout, made)
+    if isinstance(recipe, GKDRecipe):
+        from rl.check_gkd import check_distillation
+
+        columns = _check_data("data", recipe.data)
+        if recipe.gkd.on_policy < 1:
+            _check_reasoning(recipe.data, columns)
+        warnings += check_distillation(recipe, made)
     if isinstance(recipe, SFTRecipe) and recipe.texts is not None and recipe.texts.path is not None:
         try:
             next(load_texts(recipe.texts))
         except ValueError as error:
             raise RecipeError(f"texts: {error}") from error
     if isinstance(recipe, SFTRecipe) and recipe.data is not None:
-        columns = _check_data("data", recipe.data)
-        if columns and "reasoning" not in columns and "{reasoning}" in _completion_template(recipe.data):
-            raise RecipeError(
-                "data.columns: no column `reasoning` to learn from"
-                f"{nearest('reasoning', columns)}; the data has {', '.join(columns)}: map one with "
-                "data.columns: {reasoning: COLUMN}"
-            )
+        _check_reasoning(recipe.data, _check_data("data", recipe.data))
     evaluation = recipe.evaluate
     if isinstance(evaluation, EvaluateSpec):
         sets = evaluation.problem_sets()
@@ -67,19 +68,19 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
     return warnings
 
 
-def _check_model(spec: ModelSpec, made: list[str]) -> list[str]:
+def check_model(field: str, spec: ModelSpec, made: list[str]) -> list[str]:
     from rl.policy.load import is_local
 
     if spec.path is None or spec.path in made:
         return []
     if not is_local(spec.path):
-        return [f"model.path: {spec.path} is a hub id; it is fetched when the run starts"]
+        return [f"{field}.path: {spec.path} is a hub id; it is fetched when the run starts"]
     folder = Path(spec.path).expanduser()
     if not (folder / "config.json").is_file():
         siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         reason = "has no config.json" if folder.is_dir() else "does not exist"
         raise RecipeError(
-            f"model.path: folder {spec.path} {reason}; give a Hugging Face model folder or a hub id such as "
+            f"{field}.path: folder {spec.path} {reason}; give a Hugging Face model folder or a hub id such as "
             f"Qwen/Qwen2.5-1.5B{nearest(folder.name, siblings)}"
         )
     return []
@@ -121,10 +122,16 @@ def _check_data(field: str, spec: ProblemSpec) -> list[str]:
         raise RecipeError(f"{field}: {error}") from error
 
 
-def _completion_template(spec: ProblemSpec) -> str:
+def _check_reasoning(spec: ProblemSpec, columns: list[str]) -> None:
+    """Worked solutions need a column that has them, where the columns are known."""
     from data.templates import resolve_template
 
-    return resolve_template(spec.template).completion
+    if columns and "reasoning" not in columns and "{reasoning}" in resolve_template(spec.template).completion:
+        raise RecipeError(
+            "data.columns: no column `reasoning` to learn from"
+            f"{nearest('reasoning', columns)}; the data has {', '.join(columns)}: map one with "
+            "data.columns: {reasoning: COLUMN}"
+        )
 
 
 def _check_rewards(field: str, specs: list[RewardSpec], columns: list[str]) -> None:
@@ -157,12 +164,7 @@ def _check_batches(recipe: GRPORecipe) -> list[str]:
         )
     if per_minibatch % world:
         warnings.append(f"grpo: {per_minibatch} prompts a mini-batch do not divide evenly over {world} processes")
-    longest = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
-    if longest > spec.tokens_per_microbatch:
-        warnings.append(
-            f"grpo.tokens_per_microbatch ({spec.tokens_per_microbatch}) is below the longest possible document "
-            f"({longest}): such a document is a micro-batch of its own, larger than the budget"
-        )
+    warnings += check_longest("grpo", spec.tokens_per_microbatch, recipe.rollout)
     if recipe.rollout.top_p < 1 or recipe.rollout.top_k:
         warnings.append(
             "rollout: top_p or top_k narrows what is sampled; log-probabilities of sampler and trainer then "
@@ -175,22 +177,29 @@ def _check_batches(recipe: GRPORecipe) -> list[str]:
     return warnings
 
 
-def _check_positions(recipe: GRPORecipe, made: list[str]) -> list[str]:
+def check_longest(block: str, budget: int, rollout: RolloutSpec) -> list[str]:
+    """A document that is longer than a micro-batch should be."""
+    longest = rollout.max_prompt_tokens + rollout.max_tokens
+    if longest <= budget:
+        return []
+    return [
+        f"{block}.tokens_per_microbatch ({budget}) is below the longest possible document ({longest}): such a document "
+        "is a micro-batch of its own, larger than the budget"
+    ]
+
+
+def check_positions(field: str, model: ModelSpec, rollout: RolloutSpec, made: list[str]) -> list[str]:
     """A model whose positions end before the longest document does."""
-    model = recipe.model
     limit = None
     if model.scratch is not None and model.scratch.preset is None:
         limit = model.scratch.max_positions
-    elif model.scratch is not None or (model.path not in made and Path(str(model.path)).is_dir()):
-        from rl.policy.load import load_tokenizer, model_config
-
-        tokenizer = load_tokenizer(model) if model.scratch is not None else None
-        limit = getattr(model_config(model, tokenizer), "max_position_embeddings", None)
-    need = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
+    elif model.path not in made:
+        limit = getattr(config_of(model, field), "max_position_embeddings", None)
+    need = rollout.max_prompt_tokens + rollout.max_tokens
     if limit is not None and need > limit:
         return [
-            f"rollout: max_prompt_tokens + max_tokens = {need}, beyond the model's {limit} positions; "
-            "quality may fall off there"
+            f"rollout: max_prompt_tokens + max_tokens = {need}, beyond the {limit} positions of `{field}`; quality may "
+            "fall off there"
         ]
     return []
 
@@ -205,7 +214,7 @@ def check(recipe: Any) -> str:
     stages = stage_recipes(recipe) if isinstance(recipe, StagesRecipe) else {"": recipe}
     for name, stage in stages.items():
         title = f" of stage {name}" if name else ""
-        if isinstance(stage, GRPORecipe | SFTRecipe):
+        if isinstance(stage, TrainSpec):
             parts += [f"# batches{title}", *batch_table(stage), ""]
         if not isinstance(stage, StagesRecipe):
             parts += [f"# memory{title} (estimate)", *memory_table(stage), ""]
@@ -213,7 +222,11 @@ def check(recipe: Any) -> str:
     return "\n".join(parts)
 
 
-def batch_table(recipe: GRPORecipe | SFTRecipe) -> list[str]:
+def batch_table(recipe: TrainSpec) -> list[str]:
+    if isinstance(recipe, GKDRecipe):
+        from rl.check_gkd import distillation_batches
+
+        return distillation_batches(recipe)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if isinstance(recipe, SFTRecipe):
         sft = recipe.sft
@@ -221,6 +234,7 @@ def batch_table(recipe: GRPORecipe | SFTRecipe) -> list[str]:
             f"documents per update      {sft.batch_size} ({sft.batch_size / world:g} per process, {world} process(es))",
             f"tokens per micro-batch    {sft.tokens_per_microbatch} at most, per process",
         ]
+    assert isinstance(recipe, GRPORecipe)
     spec, rollout = recipe.grpo, recipe.rollout
     rollouts = spec.prompts_per_step * spec.samples_per_prompt
     batch = rollouts // spec.minibatches_per_step
@@ -239,66 +253,3 @@ def batch_table(recipe: GRPORecipe | SFTRecipe) -> list[str]:
         f"in all                    {spec.steps} steps, {spec.steps * updates} updates, {spec.steps * rollouts} "
         "completions",
     ]
-
-
-def memory_table(recipe: Any) -> list[str]:
-    """Bytes per process. Weights and optimizer exactly; activations by a rule of thumb, said so."""
-    from rl.policy.load import is_local, load_tokenizer, model_config
-
-    spec: ModelSpec = recipe.model
-    if spec.scratch is not None:
-        config = model_config(spec, load_tokenizer(spec))
-    elif spec.path is not None and is_local(spec.path) and Path(spec.path).is_dir():
-        config = model_config(spec, None)
-    elif spec.preset is not None:
-        from model import MoEConfig
-
-        config = MoEConfig.preset(spec.preset, **spec.config)
-    else:
-        return [f"{spec.path}: not here yet, so its size is not known"]
-    count = parameter_count(config)
-    text = config.get_text_config()
-    low = 2 if spec.dtype == "bfloat16" else 4
-    rows = {"weights": count * low}
-    if isinstance(recipe, GRPORecipe | SFTRecipe):
-        rows["float32 masters"] = count * 4 if low == 2 else 0
-        rows["float32 gradients"] = count * 4
-        rows["Adam moments"] = count * 8
-        tokens = (recipe.grpo if isinstance(recipe, GRPORecipe) else recipe.sft).tokens_per_microbatch
-        # Rule of thumb, per token and layer: about 16 values of the hidden size and 4 of the feed-forward
-        # size are kept for the backward pass; with checkpointing one of the hidden size, and one layer whole.
-        layer = 16 * text.hidden_size + 4 * getattr(text, "intermediate_size", 4 * text.hidden_size)
-        if spec.gradient_checkpointing:
-            rows["activations (rough)"] = tokens * (text.num_hidden_layers * text.hidden_size + layer) * low
-        else:
-            rows["activations (rough)"] = tokens * text.num_hidden_layers * layer * low
-        rows["logits, one chunk"] = 3 * 4 * 1024 * text.vocab_size
-    if isinstance(recipe, GRPORecipe):
-        if recipe.grpo.kl.coefficient:
-            rows["reference"] = count * (low + 4 * (recipe.grpo.reference.ema is not None))
-        capacity = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
-        per_layer = cached_values(text) * low * recipe.rollout.max_slots * capacity
-        rows["key/value slots"] = text.num_hidden_layers * per_layer
-    lines = [f"{name:<22} {size / GiB:8.2f} GiB" for name, size in rows.items() if size]
-    return [f"parameters {count:,}", *lines, f"{'sum, at most':<22} {sum(rows.values()) / GiB:8.2f} GiB"]
-
-
-def cached_values(config: Any) -> int:
-    """Numbers that a layer keeps of one token while sampling."""
-    latent = getattr(config, "latent_values_per_token", None)
-    if latent is not None:
-        return int(latent)
-    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * heads * size)
-
-
-def parameter_count(config: Any) -> int:
-    """Parameters of the causal LM of a config, counted on the meta device."""
-    import torch
-
-    from rl.policy.load import model_from
-
-    with torch.device("meta"):
-        model = model_from(config)
-    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,89 @@
+"""What a recipe's models take: bytes per process, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rl.recipe import GRPORecipe, ModelSpec, TrainSpec
+from rl.recipe_gkd import GKDRecipe
+
+GiB = 1024**3
+
+
+def memory_table(recipe: Any) -> list[str]:
+    """Bytes per process. Weights and optimizer exactly; activations by a rule of thumb, said so."""
+    spec: ModelSpec = recipe.model
+    config = config_of(spec)
+    if config is None:
+        return [f"{spec.path}: not here yet, so its size is not known"]
+    count = parameter_count(config)
+    text = config.get_text_config()
+    low = 2 if spec.dtype == "bfloat16" else 4
+    rows = {"weights": count * low}
+    if isinstance(recipe, TrainSpec):
+        rows["float32 masters"] = count * 4 if low == 2 else 0
+        rows["float32 gradients"] = count * 4
+        rows["Adam moments"] = count * 8
+        tokens = getattr(recipe, recipe.pipeline).tokens_per_microbatch  # type: ignore[attr-defined]
+        # Rule of thumb, per token and layer: about 16 values of the hidden size and 4 of the feed-forward
+        # size are kept for the backward pass; with checkpointing one of the hidden size, and one layer whole.
+        layer = 16 * text.hidden_size + 4 * getattr(text, "intermediate_size", 4 * text.hidden_size)
+        if spec.gradient_checkpointing:
+            rows["activations (rough)"] = tokens * (text.num_hidden_layers * text.hidden_size + layer) * low
+        else:
+            rows["activations (rough)"] = tokens * text.num_hidden_layers * layer * low
+        rows["logits, one chunk"] = 3 * 4 * 1024 * text.vocab_size
+    if isinstance(recipe, GRPORecipe):
+        if recipe.grpo.kl.coefficient:
+            rows["reference"] = count * (low + 4 * (recipe.grpo.reference.ema is not None))
+    notes = []
+    if isinstance(recipe, GKDRecipe):
+        teacher = config_of(recipe.teacher, "teacher")
+        if teacher is None:
+            notes.append(f"teacher {recipe.teacher.path}: not here yet, so it is not counted")
+        else:
+            rows["teacher"] = parameter_count(teacher) * (2 if recipe.teacher.dtype == "bfloat16" else 4)
+        rows["teacher's logits"] = rows["logits, one chunk"]
+    if isinstance(recipe, GRPORecipe | GKDRecipe):
+        capacity = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
+        per_layer = cached_values(text) * low * recipe.rollout.max_slots * capacity
+        rows["key/value slots"] = text.num_hidden_layers * per_layer
+    lines = [f"{name:<22} {size / GiB:8.2f} GiB" for name, size in rows.items() if size]
+    return [f"parameters {count:,}", *lines, f"{'sum, at most':<22} {sum(rows.values()) / GiB:8.2f} GiB", *notes]
+
+
+def config_of(spec: ModelSpec, field: str = "model") -> Any:
+    """The model's config, as far as it is here, or may be known by its preset; otherwise None."""
+    from rl.policy.load import is_local, load_tokenizer, model_config
+
+    if spec.scratch is not None:
+        return model_config(spec, load_tokenizer(spec))
+    if spec.path is not None and is_local(spec.path) and Path(spec.path).is_dir():
+        return model_config(spec, None, field)
+    if spec.preset is not None:
+        from model import MoEConfig
+
+        return MoEConfig.preset(spec.preset, **spec.config)
+    return None
+
+
+def cached_values(config: Any) -> int:
+    """Numbers that a layer keeps of one token while sampling."""
+    latent = getattr(config, "latent_values_per_token", None)
+    if latent is not None:
+        return int(latent)
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * heads * size)
+
+
+def parameter_count(config: Any) -> int:
+    """Parameters of the causal LM of a config, counted on the meta device."""
+    import torch
+
+    from rl.policy.load import model_from
+
+    with torch.device("meta"):
+        model = model_from(config)
+    return sum(p.numel() for p in model.parameters())
