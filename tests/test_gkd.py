@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from test_divergence import naive
 from test_moe_training import TINY
 from test_resume import KILL, samples, weights
+from transformers import AutoModelForCausalLM
 
-from recipes import PROBLEMS, SCRATCH, change, launch_two, metrics, run, write
+from recipes import PROBLEMS, SCRATCH, change, launch_two, metrics, run, sft, write
 from rl.__main__ import main
 from rl.check import check
 from rl.gkd import GKD
@@ -23,37 +24,37 @@ from rl.objective.divergence import Divergence
 from rl.policy.backend import Processes
 from rl.policy.load import load_model, load_tokenizer
 from rl.policy.packing import Document
-from rl.recipe import ModelSpec
+from rl.recipe import ModelSpec, ScratchModel
 from rl.recipe_io import RecipeError, validate
+from rl.runner import run as run_recipe
+from rl.sft import SFT
 
 PADDING = 6  # rows of the teacher's embedding that belong to no token
 
 
-def save_teacher(folder: Path, characters: str | None = None) -> Path:
-    """Random weights large enough that there is something to learn, of another width than the student's."""
-    shape = {**SCRATCH, "hidden_size": 48, "config": {"initializer_range": 0.25}, "characters": characters}
-    spec = ModelSpec.model_validate({"scratch": shape, "dtype": "float32"})
-    tokenizer = load_tokenizer(spec)
-    model = load_model(spec, tokenizer, seed=5, dtype=torch.float32)
-    model.resize_token_embeddings(len(tokenizer) + PADDING, mean_resizing=False)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher"))
+    """A model, of another width than the student, that has learned a little of how problems are solved."""
+    folder = tmp_path_factory.mktemp("teacher")
+    recipe = sft(
+        folder, model__scratch={**SCRATCH, "hidden_size": 48}, optimizer__learning_rate=1e-2,
+        sft={"steps": 40, "batch_size": 16}, threads=1,
+    )  # fmt: skip
+    SFT(validate(recipe), Processes()).run()
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    model.resize_token_embeddings(len(load_tokenizer(ModelSpec(path=str(folder / "model")))) + PADDING)
+    model.save_pretrained(folder / "model")
+    return folder / "model"
 
 
-def gkd(folder: Path, teacher: Path, **changes) -> dict:
+def gkd(folder: Path, taught_by: Path, **changes) -> dict:
     recipe = {
         "pipeline": "gkd",
         "output_dir": str(folder),
         "seed": 3,
         "threads": 1,
         "model": {"scratch": SCRATCH, "dtype": "float32"},
-        "teacher": {"path": str(teacher), "dtype": "float32"},
+        "teacher": {"path": str(taught_by), "dtype": "float32"},
         "data": {**PROBLEMS, "limit": 40},
         "rollout": {"max_tokens": 12, "max_slots": 16, "max_prompt_tokens": 64},
         "optimizer": {"learning_rate": 5e-3},
@@ -67,7 +68,7 @@ def gkd(folder: Path, teacher: Path, **changes) -> dict:
 def test_a_student_learns_its_teacher(on_policy, kind, teacher, tmp_path):
     recipe = gkd(
         tmp_path / "run", teacher, gkd__steps=30, gkd__on_policy=on_policy, gkd__divergence=kind,
-        gkd__prompts_per_step=8, rollout__max_tokens=80,
+        gkd__prompts_per_step=8, rollout__max_tokens=40,
     )  # fmt: skip
     summary = GKD(validate(recipe), Processes()).run()
     assert summary["pipeline"] == "gkd" and summary["steps"] == summary["updates"] == 30
@@ -75,9 +76,10 @@ def test_a_student_learns_its_teacher(on_policy, kind, teacher, tmp_path):
     first, last = lines[:3], lines[-3:]
     mean = lambda part, name: sum(line[name] for line in part) / len(part)  # noqa: E731
     assert mean(last, "divergence") < 0.6 * mean(first, "divergence")
-    assert mean(last, "agreement") > mean(first, "agreement") + 0.1
+    if not on_policy:  # the student's own texts are others each time, and so is how easily one agrees on them
+        assert mean(last, "agreement") > mean(first, "agreement") + 0.1
     for line in lines:
-        assert line["completions"] == 16 and 0 < line["length/mean"] <= line["length/max"] <= 80
+        assert line["completions"] == 16 and 0 < line["length/mean"] <= line["length/max"] <= 40
         assert line["tokens_trained"] == pytest.approx(16 * line["length/mean"])
         assert line["entropy"] > 0 and line["grad_norm"] > 0
     on = {line["step"] for line in lines if line["on_policy"]}
@@ -133,8 +135,12 @@ def ragged(seed: int) -> list[Document]:
     return batch
 
 
-def gradient(gkd: GKD, batch: list[Document], *, padded: bool = False, **spec) -> torch.Tensor:
-    """The accumulated gradient of one update, flat, as the optimizer gets it; the model stays as it is."""
+def gradient(gkd: GKD, batch: list[Document], **way) -> torch.Tensor:
+    return update(gkd, batch, **way)[0]
+
+
+def update(gkd: GKD, batch: list[Document], *, padded: bool = False, **spec) -> tuple[torch.Tensor, dict]:
+    """(The accumulated gradient of one update, flat, as the optimizer gets it; metrics); the model stays as it is."""
     settings = gkd.recipe.model_dump(mode="json")
     gkd.recipe = validate({**settings, "gkd": {**settings["gkd"], **spec}})
     gkd.teacher.packed = not padded
@@ -149,24 +155,29 @@ def gradient(gkd: GKD, batch: list[Document], *, padded: bool = False, **spec) -
 
     original, gkd.backend.step = gkd.backend.step, take
     try:
-        gkd.update(batch)
+        metrics = gkd.update(batch)
     finally:
         gkd.backend.step = original
-    return torch.cat(found)
+    return torch.cat(found), metrics
+
+
+def plain_logits(gkd: GKD, batch: list[Document], temperature: float) -> list[torch.Tensor]:
+    """Of both models at all completion tokens, by their own forwards of one document at a time, on the tokenizer's
+    ids only."""
+    found = []
+    for policy in (gkd.policy, gkd.teacher):
+        rows = []
+        for document in batch:
+            ids = torch.tensor([[*document.prompt_ids, *document.completion_ids]])
+            logits = policy.model(input_ids=ids, use_cache=False).logits[0, len(document.prompt_ids) - 1 : -1]
+            rows.append(logits[:, : len(gkd.tokenizer)] / temperature)
+        found.append(torch.cat(rows))
+    return found
 
 
 def plain_gradient(gkd: GKD, batch: list[Document], kind: str, beta: float, temperature: float) -> torch.Tensor:
-    """By the models' own forwards and the definitions, one document at a time, on the tokenizer's ids only."""
-    total, count = torch.zeros(()), 0
-    for document in batch:
-        ids = torch.tensor([[*document.prompt_ids, *document.completion_ids]])
-        rows = slice(len(document.prompt_ids) - 1, -1)
-        z, u = (
-            policy.model(input_ids=ids, use_cache=False).logits[0, rows, : len(gkd.tokenizer)] / temperature
-            for policy in (gkd.policy, gkd.teacher)
-        )
-        total, count = total + naive(z, u.detach(), kind, beta).sum(), count + len(document.completion_ids)
-    gradients = torch.autograd.grad(total / count, gkd.backend.masters)
+    z, u = plain_logits(gkd, batch, temperature)
+    gradients = torch.autograd.grad(naive(z, u, kind, beta).mean(), gkd.backend.masters)
     return torch.cat([g.flatten() for g in gradients])
 
 
@@ -203,6 +214,21 @@ def test_gradient_in_float64(double, kind, beta, temperature, monkeypatch):
     assert (parts[0] + parts[1] - want).norm() < 1e-10 * want.norm()
 
 
+def test_metrics_are_means_over_all_tokens(made):
+    batch = ragged(3)
+    _, found = update(made, batch, divergence="reverse", temperature=0.8, tokens_per_microbatch=30)
+    with torch.no_grad():
+        z, u = (logits.double() for logits in plain_logits(made, batch, 0.8))
+    assert found["divergence"] == pytest.approx(float(naive(z, u, "reverse", 0).mean()), rel=1e-4)
+    assert found["entropy"] == pytest.approx(
+        float(torch.distributions.Categorical(logits=z).entropy().mean()), rel=1e-4
+    )
+    assert found["agreement"] == pytest.approx(float((z.argmax(-1) == u.argmax(-1)).double().mean()))
+    lengths = [len(d.completion_ids) for d in batch]
+    assert found["tokens_trained"] == sum(lengths) == len(z) and found["length/max"] == max(lengths)
+    assert found["completions"] == 10 and found["length/mean"] == pytest.approx(sum(lengths) / 10)
+
+
 def test_a_padding_row_that_the_student_draws_ends_its_completion(made):
     ids = len(made.tokenizer)
     assert made.vocabulary == ids and len(made.teacher.head.weight) == ids + PADDING
@@ -217,9 +243,7 @@ def test_a_padding_row_that_the_student_draws_ends_its_completion(made):
 def test_killed_and_resumed_equals_uninterrupted(teacher, tmp_path):
     """A mixture of steps on samples and on solutions, killed between an optimizer step and its checkpoint."""
     changes = {"gkd__on_policy": 0.5, "gkd__steps": 5, "checkpoint": {"every": 1}}
-    whole = write(tmp_path / "whole.yaml", gkd(tmp_path / "whole", teacher, **changes))
-    result = run(str(whole))
-    assert result.returncode == 0, result.stderr
+    run_recipe(validate(gkd(tmp_path / "whole", teacher, **changes)))
     part = write(tmp_path / "part.yaml", gkd(tmp_path / "part", teacher, **changes))
     assert run(str(tmp_path / "struck"), "optimizer", str(part), code=KILL).returncode == -signal.SIGKILL
     resumed = run(str(part))
@@ -251,14 +275,15 @@ def test_one_process_equals_two(teacher, tmp_path):
 
 def test_experts_of_a_student_are_balanced_as_in_sft(teacher, tmp_path):
     model = {"scratch": {"preset": "tiny", "config": TINY}, "dtype": "float32"}
-    recipe = gkd(tmp_path / "run", teacher, model=model, gkd__steps=2, moe={"bias_speed": 0.01, "sequence_loss": 0.01})
+    moe = {"bias_speed": 0.01, "bias_until": 1.0, "sequence_loss": 0.01}
+    recipe = gkd(tmp_path / "run", teacher, model=model, gkd__steps=1, moe=moe)
     GKD(validate(recipe), Processes()).run()
-    lines = metrics(tmp_path / "run")
-    assert all(line["balance_loss"] > 0 and line["divergence"] > 0 for line in lines)
+    (line,) = metrics(tmp_path / "run")
+    assert line["balance_loss"] > 0 and line["divergence"] > 0
     bias = load_file(tmp_path / "run" / "model" / "model.safetensors")[
         "model.layers.1.mlp.gate.e_score_correction_bias"
     ]
-    assert float(bias.abs().max()) >= 0.01
+    assert float(bias.abs().max()) == pytest.approx(0.01)
 
 
 def test_check_prints_batches_and_memory(teacher, tmp_path):
@@ -296,8 +321,11 @@ def test_bad_recipe(name, teacher, tmp_path, capsys):
 
 
 def test_other_vocabularies_are_refused(tmp_path, capsys):
-    other = save_teacher(tmp_path / "other", characters="0123456789+=?. ")
-    recipe = gkd(tmp_path / "run", other)
+    spec = ModelSpec(scratch=ScratchModel(**{**SCRATCH, "characters": "0123456789+=?. "}))
+    tokenizer = load_tokenizer(spec)
+    load_model(spec, tokenizer, dtype=torch.float32).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    recipe = gkd(tmp_path / "run", tmp_path / "other")
     assert main([str(write(tmp_path / "recipe.yaml", recipe))]) == 2
     message = capsys.readouterr().err
     assert "teacher: its tokenizer differs" in message and "model.tokenizer" in message
@@ -306,6 +334,6 @@ def test_other_vocabularies_are_refused(tmp_path, capsys):
 
 
 def test_solutions_that_are_all_too_long_are_refused(teacher, tmp_path):
-    recipe = gkd(tmp_path / "run", teacher, gkd__on_policy=0.0, rollout={"max_tokens": 2, "max_prompt_tokens": 20})
-    with pytest.raises(RecipeError, match="rollout.max_tokens: no document is within 22 tokens"):
+    recipe = gkd(tmp_path / "run", teacher, gkd__on_policy=0.0, rollout={"max_tokens": 2, "max_prompt_tokens": 9})
+    with pytest.raises(RecipeError, match="rollout.max_tokens: no document is within 11 tokens"):
         GKD(validate(recipe), Processes())
