@@ -71,24 +71,31 @@ class GKD(SamplingTraining):
     def step(self, index: int) -> dict[str, float]:
         timer, on_policy = Timer(), self.on_policy(index)
         with timer("rollout"), self.folder.progress.phase(f"step {index}: rollout"):
-            documents = self.sampled(index) if on_policy else self.given(index)
+            documents, lengths = self.sampled(index) if on_policy else (self.given(index), {})
         with timer("train"), self.folder.progress.phase(f"step {index}: training"):
             metrics = self.update(documents)
         self.sampler.update_weights((), self.updates)  # the sampler shares the trainer's tensors
-        return {**metrics, "on_policy": float(on_policy), **{f"time/{k}": v for k, v in timer.seconds.items()}}
+        return {
+            **metrics,
+            **lengths,
+            "on_policy": float(on_policy),
+            **{f"time/{k}": v for k, v in timer.seconds.items()},
+        }
 
     def on_policy(self, index: int) -> bool:
         """Whether step `index` learns from the student's samples, by a random number of its own."""
         return uniform(stream_key(self.recipe.seed, _POLICY_STREAM), index) < self.recipe.gkd.on_policy
 
-    def sampled(self, index: int) -> list[Document]:
-        """The student's completions of this process's share of the step's prompts."""
+    def sampled(self, index: int) -> tuple[list[Document], dict[str, float]]:
+        """The student's completions of this process's share of the step's prompts; how many of all were cut off."""
         spec = self.recipe.gkd
         groups = range(self.backend.rank, spec.prompts_per_step, self.backend.world)
         wanted = {g: (index - 1) * spec.prompts_per_step + g for g in groups}
         batch = self.draw(index, wanted, spec.samples_per_prompt)
         self.save_samples(index, batch)
-        return [d for c in batch if len((d := self.readable(c.document)).completion_ids)]
+        counts = self.backend.sum({"cut": float(sum(c.truncated for c in batch)), "all": float(len(batch))})
+        documents = [d for c in batch if (d := self.readable(c.document)).completion_ids]
+        return documents, {"length/truncated": counts["cut"] / counts["all"]}
 
     def readable(self, document: Document) -> Document:
         """The document up to where the student drew a padding row of its embedding, which the teacher may not have."""

@@ -82,6 +82,7 @@ def test_a_student_learns_its_teacher(on_policy, kind, teacher, tmp_path):
         assert line["completions"] == 16 and 0 < line["length/mean"] <= line["length/max"] <= 40
         assert line["tokens_trained"] == pytest.approx(16 * line["length/mean"])
         assert line["entropy"] > 0 and line["grad_norm"] > 0
+        assert 0 <= line.get("length/truncated", 0) <= 1 and ("length/truncated" in line) == bool(line["on_policy"])
     on = {line["step"] for line in lines if line["on_policy"]}
     assert abs(len(on) - 30 * on_policy) < 8 and (on_policy in (0, 1)) == (len(on) in (0, 30))
     written = {int(p.stem.removeprefix("step_")) for p in (tmp_path / "run").glob("samples/*.parquet")}
@@ -90,6 +91,7 @@ def test_a_student_learns_its_teacher(on_policy, kind, teacher, tmp_path):
         rows = pq.read_table(tmp_path / "run" / "samples" / f"step_{step:08d}.parquet").to_pylist()
         assert len(rows) == 16
         assert sum(row["tokens"] for row in rows) == lines[step - 1]["tokens_trained"]
+        assert sum(row["finish_reason"] == "length" for row in rows) == 16 * lines[step - 1]["length/truncated"]
 
 
 # ---- one batch, cut up in every way ------------------------------------------------------------------
