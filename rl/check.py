@@ -11,7 +11,7 @@ from data.spec import ProblemSpec
 from data.texts import load_texts
 from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
-from rl.memory import config_of, memory_table
+from rl.check_tables import batch_table, config_of, memory_table
 from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, RolloutSpec, SFTRecipe, StagesRecipe, TrainSpec
 from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError, dump, nearest
@@ -220,36 +220,3 @@ def check(recipe: Any) -> str:
             parts += [f"# memory{title} (estimate)", *memory_table(stage), ""]
     parts += [f"warning: {w}" for w in warnings] or ["no warnings"]
     return "\n".join(parts)
-
-
-def batch_table(recipe: TrainSpec) -> list[str]:
-    if isinstance(recipe, GKDRecipe):
-        from rl.check_gkd import distillation_batches
-
-        return distillation_batches(recipe)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if isinstance(recipe, SFTRecipe):
-        sft = recipe.sft
-        return [
-            f"documents per update      {sft.batch_size} ({sft.batch_size / world:g} per process, {world} process(es))",
-            f"tokens per micro-batch    {sft.tokens_per_microbatch} at most, per process",
-        ]
-    assert isinstance(recipe, GRPORecipe)
-    spec, rollout = recipe.grpo, recipe.rollout
-    rollouts = spec.prompts_per_step * spec.samples_per_prompt
-    batch = rollouts // spec.minibatches_per_step
-    updates = spec.minibatches_per_step * spec.epochs_per_step
-    tokens = batch * (rollout.max_prompt_tokens + rollout.max_tokens)
-    return [
-        f"completions per step      {spec.prompts_per_step} prompts x {spec.samples_per_prompt} samples = {rollouts}"
-        f" ({rollouts / world:g} per process, {world} process(es))",
-        f"updates per step          {spec.minibatches_per_step} mini-batches x {spec.epochs_per_step} epoch(s) = "
-        f"{updates}",
-        f"completions per update    {batch} = {spec.prompts_per_step // spec.minibatches_per_step} prompts x "
-        f"{spec.samples_per_prompt} samples",
-        f"tokens per micro-batch    {spec.tokens_per_microbatch} at most, per process",
-        f"micro-batches per update  {-(-tokens // (spec.tokens_per_microbatch * world))} per process at most "
-        f"(every completion {rollout.max_tokens} tokens long)",
-        f"in all                    {spec.steps} steps, {spec.steps * updates} updates, {spec.steps * rollouts} "
-        "completions",
-    ]
