@@ -36,7 +36,8 @@ class SFT(Training):
         return self.recipe.sft.max_seconds
 
     def describe(self) -> str:
-        return f"{len(self.documents)} documents ({self.dropped} left out for their length), {self.total_updates} updates"
+        documents = f"{len(self.documents)} documents ({self.dropped} left out for their length)"
+        return f"{documents}, {self.total_updates} updates"
 
     def step(self, index: int) -> dict[str, float]:
         """One update: the mean negative log-likelihood per token of a batch of documents, in nats."""
