@@ -31,7 +31,7 @@ class Training(ABC):
     """The state of a run. Subclasses load their data, then call `load_policy`."""
 
     name: str  # of the pipeline
-    unit = "step"  # what the log calls a step
+    unit = "step"  # what log and summary call a step; "update" where each is a single update
 
     def __init__(self, recipe: TrainSpec, processes: Processes):
         self.recipe, self.processes = recipe, processes
