@@ -70,7 +70,7 @@ class SFT:
         recipe, folder = self.recipe, self.folder
         self.resume()
         folder.progress.line(
-            f"sft: {len(self.documents)} documents ({self.dropped} over-long dropped), {self.total_updates} updates, "
+            f"sft: {len(self.documents)} documents ({self.dropped} left out for their length), {self.total_updates} updates, "
             f"{sum(p.numel() for p in self.policy.model.parameters()):,} parameters"
         )
         last = self.updates
