@@ -194,22 +194,41 @@ def _openr1(row: Row) -> Iterator[Trace]:
         )
 
 
+_OPENING, _CLOSING = "```json\n", "\n```"
+
+
 def _odyssey(row: Row) -> Iterator[Trace]:
     """The working is the reasoning, the JSON block behind it the answer; without one the solution was cut off."""
     if len(row.values) != 1:
         raise DataError(row.place, f"{len(row.values)} keys, not one", _FIX)
     key, text = next(iter(row.values.items()))
     text = _text(text, "the solution", row)
-    working, opened, block = text.rpartition("\n```json\n")
-    whole = bool(opened) and block.endswith("\n```")
+    thinking, answer = _json_working(text) if text.startswith(_OPENING) else _json_tail(text)
     yield Trace(
         id=key,
         prompt="",  # stands in the problems' file: join
-        thinking=working.strip() if whole else text,
-        answer=f"{opened}{block}".strip() if whole else "",
+        thinking=thinking,
+        answer=answer,
         source=row.source,
-        finish_reason="stop" if whole else "length",
+        finish_reason=_finish_reason(None, answer),
     )
+
+
+def _json_tail(text: str) -> tuple[str, str]:
+    working, opened, block = text.rpartition(f"\n{_OPENING}")
+    if not opened or not block.endswith(_CLOSING):
+        return text, ""
+    return working.strip(), f"{opened}{block}".strip()
+
+
+def _json_working(text: str) -> tuple[str, str]:
+    """Of a solution whose working stands inside its JSON: `{"reasoning": "...", "answer": ...}`. By text, as LaTeX and
+    line breaks in the strings make it none that a parser would read."""
+    head, found, last = text.rpartition('"answer":')
+    _, opened, working = head.partition('"reasoning":')
+    if not found or not opened or not text.endswith(_CLOSING):
+        return text, ""
+    return working.strip().removesuffix(",").strip().strip('"').strip(), f"{_OPENING}{{\n    {found}{last}"
 
 
 def _own(row: Row) -> Iterator[Trace]:
