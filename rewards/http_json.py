@@ -94,6 +94,8 @@ def post_json(url: str, payload: Mapping[str, Any], headers: Mapping[str, str], 
             raise Unreachable(f"no complete reply in {timeout_s:g} s")
         if len(raw) > MAX_REPLY_BYTES:
             raise Unreachable(f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB")
+        if response.length:  # what is still to come; http.client only raises for a body read whole
+            raise Unreachable("the reply was cut off")
         return Reply(response.status, _decoded(raw), _seconds(response.headers.get("Retry-After")))
     except (OSError, HTTPException, ValueError) as error:
         if late.is_set() or isinstance(error, TimeoutError):

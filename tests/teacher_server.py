@@ -35,8 +35,8 @@ def response_of(body: dict[str, Any]) -> dict[str, Any]:
 
 
 class TeacherServer:
-    def __init__(self, mischief: Mischief = honest, delay_s: float = 0.0) -> None:
-        self.mischief, self.delay_s = mischief, delay_s
+    def __init__(self, mischief: Mischief = honest) -> None:
+        self.mischief = mischief
         self.seen: Counter[str] = Counter()  # by request body
         self.answered: Counter[str] = Counter()
         self.times: list[float] = []
@@ -56,7 +56,6 @@ class TeacherServer:
                     outer.now += 1
                     outer.most = max(outer.most, outer.now)
                 try:
-                    outer.closing.wait(outer.delay_s)
                     self.act(outer.mischief(json.loads(raw), before), raw)
                 except (BrokenPipeError, ConnectionResetError):
                     pass
@@ -107,8 +106,11 @@ class TeacherServer:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        class Listening(ThreadingHTTPServer):
+            request_queue_size = 64  # of five, a busy machine drops connections that then wait for seconds
+            daemon_threads = True
+
+        self.http = Listening(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()

@@ -1,10 +1,12 @@
-"""A teacher by API: whatever the server does, nothing that it sent is lost or doubled, and the summary says what was."""
+"""A teacher by API: whatever the server does, nothing that it sent is lost or doubled, and the summary tells of it."""
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,9 +15,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from recipes import REPO, change, write
 from teacher_server import Mischief, TeacherServer, honest
 
+from recipes import REPO, change, write
+from rewards.http_retry import Pace
 from rl.check import check
 from rl.distill.journal import Journal, Received, Wanted, missing, read_journals
 from rl.recipe_io import RecipeError, validate
@@ -28,8 +31,8 @@ Serve = Callable[..., TeacherServer]
 def serve() -> Iterator[Serve]:
     running: list[TeacherServer] = []
 
-    def start(mischief: Mischief = honest, delay_s: float = 0.0) -> TeacherServer:
-        running.append(TeacherServer(mischief, delay_s))
+    def start(mischief: Mischief = honest) -> TeacherServer:
+        running.append(TeacherServer(mischief))
         return running[-1]
 
     yield start
@@ -107,26 +110,37 @@ def test_a_server_that_fails_stalls_limits_disconnects_and_talks_garbage(tmp_pat
     calm.mkdir(), wild.mkdir()
     expected = distil(recipe(calm, serve()))
     server = serve(mischief)
-    summary = distil(recipe(wild, server, teacher__timeout_s=1.0, teacher__max_concurrency=8))
+    summary = distil(recipe(wild, server, teacher__timeout_s=3.0, teacher__max_concurrency=8))
     assert journal_keys(wild) == ALL  # nothing lost, nothing doubled
-    assert set(server.answered.values()) == {1}
+    assert set(server.answered) == set(server.seen) and len(server.seen) == 30
     retried = summary["sampling"]["retried"]
     assert set(retried) == {
         "HTTP 500", "HTTP 429", "HTTP 503", "the reply is not a chat completion", "the reply is empty",
-        "connection failed: RemoteDisconnected", "connection failed: IncompleteRead", "no complete reply in 1 s",
+        "connection failed: RemoteDisconnected", "the reply was cut off", "no complete reply in 3 s",
     }  # fmt: skip
-    assert sum(retried.values()) == server.seen.total() - 30
+    # On a busy machine a request can be too late without having reached the server.
+    assert sum(retried.values()) >= server.seen.total() - 30 >= 30
     assert not summary["sampling"]["failed"] and not summary["sampling"]["refused"]
     # The trouble left no trace in the results.
     for name in ("pool", "traces"):
         assert rows_of(summary[name]) == rows_of(expected[name])
 
 
-def test_retry_after_holds_back_every_request(tmp_path: Path, serve: Serve) -> None:
+def test_retry_after_is_obeyed(tmp_path: Path, serve: Serve) -> None:
     server = serve(lambda body, before: "429 1" if len(server.times) == 1 else "answer")
     distil(recipe(tmp_path, server, problems=3, teacher__max_concurrency=1))
     gaps = [later - earlier for earlier, later in zip(server.times, server.times[1:], strict=False)]
-    assert len(gaps) == 9 and gaps[0] >= 1.0 and max(gaps[1:]) < 1.0
+    assert len(gaps) == 9 and gaps[0] >= 1.0
+
+
+def test_a_pause_holds_for_all_threads_and_ends_when_stopped() -> None:
+    pace, stop = Pace(), threading.Event()
+    pace.pause(0.3)
+    start = time.monotonic()
+    assert pace.wait(stop) and time.monotonic() - start >= 0.29
+    pace.pause(600.0)
+    stop.set()
+    assert not pace.wait(stop) and time.monotonic() - start < 300
 
 
 def test_requests_per_minute(tmp_path: Path, serve: Serve) -> None:
@@ -205,27 +219,28 @@ def test_sigkill_and_resume(tmp_path: Path, serve: Serve) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir(), killed.mkdir()
     expected = distil(recipe(whole, serve()))
-    server = serve(delay_s=0.15)
+    turns = itertools.count()
+    server = serve(lambda body, before: "answer" if next(turns) < 12 else "stall")
     made = recipe(killed, server)
     command = [sys.executable, "-m", "rl", str(write(killed / "recipe.yaml", made))]
     environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = killed / "run" / "journal" / "0.jsonl"
     deadline = time.monotonic() + 120
-    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 8):
+    while not (journal.exists() and journal.read_bytes().count(b"\n") == 12):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = journal_keys(killed)
-    assert 8 <= kept.total() < 30 and set(kept.values()) == {1}
+    assert set(kept.values()) == {1}
     with journal.open("ab") as file:  # as if the kill had torn the last line
         file.write(b'{"id": "p0", "sample": 0, "sett')
     server.seen.clear()
-    server.delay_s = 0.0
+    server.mischief = honest
     summary = distil(made)
-    assert server.seen.total() == 30 - kept.total() and journal_keys(killed) == ALL
-    assert summary["sampling"]["known"] == kept.total()
+    assert server.seen.total() == 18 and journal_keys(killed) == ALL
+    assert summary["sampling"]["known"] == 12 and summary["sampling"]["received"] == 18
     for name in ("pool.parquet", "traces.parquet", "report.md"):
         assert (killed / "run" / name).read_bytes() == (whole / "run" / name).read_bytes()
     assert Path(expected["pool"]).parent == whole / "run"
