@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data import load_problems
+from data.templates import render_completion
 from data.traces import Trace
 from recipes import PROBLEMS, REPO, SCRATCH, change, write
 from rewards import load_reward
@@ -46,7 +47,7 @@ def test_a_local_teacher_and_a_kill_between_two_batches(tmp_path: Path) -> None:
     traces = rows_of(summary["traces"])
     assert len(traces) == 18 and {t["sample"] for t in traces} == {0, 1, 2}
     assert summary["tokens_by"] == "the teacher's tokenizer"
-    assert all(t["prompt_tokens"] == len(t["prompt"]) + len("<think>") for t in traces)  # one character, one token
+    assert all(t["prompt_tokens"] >= len(t["prompt"]) for t in traces)  # a token a character
     assert len({t["thinking"] for t in traces}) > 12  # every sample has a stream of its own
     # A journal that holds some of the traces: only the others are drawn, and they are the same.
     journal = tmp_path / "a" / "journal" / "0.jsonl"
@@ -73,26 +74,32 @@ def test_a_student_learns_from_the_pool_of_an_earlier_stage(tmp_path: Path) -> N
         "pipeline": "stages",
         "output_dir": str(tmp_path),
         "stages": {
-            "teach": local(tmp_path / "teach"),
+            "teach": table(tmp_path),
             "learn": {
                 "pipeline": "sft",
                 "model": {"scratch": SCRATCH, "dtype": "float32"},
                 "data": {"path": "${teach.pool}", "template": change_template("{reasoning}</think>{response}")},
-                "sft": {"steps": 2, "batch_size": 4},
+                "sft": {"steps": 1, "batch_size": 2},
             },
         },
     }
-    stages["stages"]["teach"].pop("output_dir")
+    stages["stages"]["teach"].pop("output_dir")  # OUTPUT_DIR/teach
     recipe = validate(stages)
-    assert "# sampling of stage teach" in check(recipe) and "6 problems x 3 samples = 18" in check(recipe)
+    assert "nothing is sampled" in check(recipe)
     summary = run(recipe)
     assert Path(summary["stages"]["learn"]["model"]).is_dir()
     pool = summary["stages"]["teach"]["pool"]
-    problems = load_problems({"path": pool, "template": "plain"})
-    assert len(problems) == summary["stages"]["teach"]["kept"] == len(rows_of(pool)) > 6
+    assert Path(pool).parent == tmp_path / "teach"
+    problems = load_problems({"path": pool, "template": "r1-trace"})
+    learnt = [render_completion(p["reasoning"], p["answer"], "r1-trace", p["response"]) for p in problems]
+    assert sorted(learnt) == ["count: 1, 2, 3\n</think>\n\n\\boxed{3}", "one and one\n</think>\n\n\\boxed{2}"]
     broken = change(stages, stages__learn__data={"path": "${teach.pol}"})
     with pytest.raises(RecipeError, match=r"stage 'teach' has no 'pol'; did you mean 'pool'\?"):
         check(validate(broken))
+    alone = change(stages["stages"]["learn"], output_dir=str(tmp_path / "alone"))
+    alone["data"] = PROBLEMS | {"template": change_template("{response}</think>")}
+    with pytest.raises(RecipeError, match="has no `response` to learn from"):
+        run(validate(alone))
 
 
 def change_template(completion: str) -> dict[str, Any]:
@@ -175,11 +182,9 @@ def test_import_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
     assert "traces.jsonl:3: the prompt is missing" in refused(on_error="stop")
     assert "there is no file" in refused(traces__path=str(tmp_path / "trace.jsonl"))
-    assert "'openr2'; did you mean 'openr1'" in refused(traces__adapter="openr2").replace(
-        "(given: 'openr2')", "'openr2'"
-    )
+    assert "(given: 'openr2'); did you mean 'openr1'" in refused(traces__adapter="openr2")
     assert "none of the first rows is of the shape 'openthoughts'" in refused(traces__adapter="openthoughts")
-    assert "select.language: unknown code 'xx'" in refused(select__language="xx").replace("language code", "code")
+    assert "select.language: unknown language code 'xx'" in refused(select__language="xx")
     assert "give exactly one of teacher" in refused(traces=None)
     assert "select.min_reward: nothing is verified without rewards" in refused(rewards=[])
     assert "needs a column" in refused(rewards=[{"name": "code"}])
@@ -215,12 +220,12 @@ def test_shared_reasoning_gym_and_distill_samples(tmp_path: Path) -> None:
     gym = load_recipe(
         str(REPO / "recipes" / "distill-import-reasoning-gym.yaml"),
         [
-            f"traces.path={SHARED}/traces/reasoning-gym-rl-qwen3b/algorithmic_to_geometry.json", "traces.limit=100",
+            f"traces.path={SHARED}/traces/reasoning-gym-rl-qwen3b/algorithmic_to_geometry.json", 
             f"output_dir={tmp_path / 'gym'}", "rewards=[{name: integer}]",
         ],
     )  # fmt: skip
     summary = run(gym)
-    assert summary["samples"] == 300 and summary["problems"] == 100
+    assert summary["samples"] == 600 and summary["problems"] == 200 and summary["verdicts"]["correct"] > 50
     samples = table(tmp_path, traces__path=f"{SHARED}/traces/distill-samples/*.json")
     summary = run(validate(samples))
     assert summary["samples"] == 10 and summary["verdicts"] == {"correct": 10}
