@@ -15,7 +15,7 @@ from data.traces import Trace, pieces
 
 _SHINGLE = 5
 _PARAGRAPHS = re.compile(r"\n[ \t\r]*\n")
-_STRAY_TAG = re.compile(r"</?(?:think)>")
+_STRAY_TAG = re.compile(r"</?think>")
 
 
 @dataclass(frozen=True)

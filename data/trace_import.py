@@ -47,20 +47,17 @@ def read_source(spec: TraceSource) -> Iterator[Trace | DataError]:
 
     Raises DataError for a source that cannot be read at all.
     """
-    drafts: Iterator[Trace | DataError] = _drafts(spec)
     numbers: Counter[str] = Counter()
-    for draft in drafts:
+    for draft in _drafts(spec):
         if isinstance(draft, DataError):
             yield draft
             continue
         draft = mended(draft)
         if spec.teacher is not None:
             draft = replace(draft, teacher=spec.teacher)
-        if spec.adapter != "traces":
-            name = draft.id or _content_id(draft.source, draft.prompt)
-            draft = replace(draft, id=name, sample=numbers[name])
-            numbers[name] += 1
-        yield draft
+        name = draft.id or _content_id(draft.source, draft.prompt)
+        yield replace(draft, id=name, sample=numbers[name])
+        numbers[name] += 1
 
 
 def _drafts(spec: TraceSource) -> Iterator[Trace | DataError]:

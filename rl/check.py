@@ -91,7 +91,7 @@ def _check_distillation(recipe: DistillRecipe, made: list[str]) -> list[str]:
     if isinstance(recipe.teacher, LocalTeacher):
         warnings += _check_model(recipe.teacher.model, made)
     _check_rewards("rewards", recipe.rewards, columns)
-    check_settings(recipe)
+    warnings += check_settings(recipe)
     _check_writable(recipe.output_dir)
     return warnings
 

@@ -40,7 +40,7 @@ class ApiTeacher(TeacherSpec):
     max_concurrency: Positive = Field(16, description="requests at a time")
     requests_per_minute: float | None = Field(None, gt=0, description="tries, retries among them; None = no limit")
     timeout_s: float = Field(1800.0, gt=0, description="of one request")
-    retries: int = Field(6, ge=0, description="of a request that failed in a way that may pass")
+    retries: int = Field(8, ge=0, description="of a request that failed in a way that may pass")
     backoff_s: float = Field(2.0, ge=0, description="the k-th retry waits up to backoff_s * 2^k, or as asked for")
     send_seed: bool = Field(True, description="false for servers that refuse the field `seed`")
     body: dict[str, Any] = Field(default_factory=dict, description="further fields of a request; null removes one")

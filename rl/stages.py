@@ -52,7 +52,10 @@ def run_stages(recipe: StagesRecipe, run_one: Callable[[Any], dict[str, Any]], p
         stale = fed.exists() and json.loads(fed.read_text()) != json.loads(json.dumps(inputs))
         if processes.gather(stale)[0]:  # the first process writes the file below, so it decides for all
             progress.line(f"the stages before {name} have changed: it starts over")
-            stage = stage.model_copy(update={"resume": "never"})
+            if not isinstance(stage, DistillRecipe):  # whose journal knows by itself what of it still holds
+                stage = stage.model_copy(update={"resume": "never"})
+            elif processes.rank == 0:
+                (Path(stage.output_dir) / "summary.json").unlink(missing_ok=True)
         if processes.rank == 0:
             fed.parent.mkdir(parents=True, exist_ok=True)
             fed.write_text(json.dumps(inputs))

@@ -67,6 +67,7 @@ def test_never_resuming_samples_anew(tmp_path: Path) -> None:
     run(validate(local(tmp_path / "a")))
     again = run(validate(local(tmp_path / "a", resume="never")))
     assert again["sampling"]["known"] == 0 and again["sampling"]["received"] == 18
+    assert (tmp_path / "a" / "journal.1" / "0.jsonl").exists()  # what was paid for is put aside, never deleted
 
 
 def test_a_student_learns_from_the_pool_of_an_earlier_stage(tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ def test_shared_reasoning_gym_and_distill_samples(tmp_path: Path) -> None:
     gym = load_recipe(
         str(REPO / "recipes" / "distill-import-reasoning-gym.yaml"),
         [
-            f"traces.path={SHARED}/traces/reasoning-gym-rl-qwen3b/algorithmic_to_geometry.json", 
+            f"traces.path={SHARED}/traces/reasoning-gym-rl-qwen3b/algorithmic_to_geometry.json",
             f"output_dir={tmp_path / 'gym'}", "rewards=[{name: integer}]",
         ],
     )  # fmt: skip

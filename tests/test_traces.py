@@ -246,7 +246,7 @@ def test_reasoning_gym(tmp_path: Path) -> None:
 def test_our_own_table_again(tmp_path: Path) -> None:
     write_traces([FULL], tmp_path / "t.parquet")
     assert list(read_source(TraceSource(path=str(tmp_path / "t.parquet"), adapter="traces"))) == [
-        replace(FULL, dropped=None)
+        replace(FULL, sample=0, dropped=None)
     ]
 
 

@@ -31,18 +31,20 @@ def check_source(spec: TraceSource) -> list[str]:
     return []
 
 
-def check_settings(recipe: DistillRecipe) -> None:
-    """Raises RecipeError for a language that is not known and a key that is not set."""
+def check_settings(recipe: DistillRecipe) -> list[str]:
+    """Raises RecipeError for a language that is not known and a key that is not set; returns warnings."""
     try:
         if recipe.select.language is not None:
             language_share("", recipe.select.language)
     except ValueError as error:
         raise RecipeError(f"select.language: {error}") from error
     try:
-        if isinstance(recipe.teacher, ApiTeacher):
-            bearer(recipe.teacher.api_key_env)
+        key = bearer(recipe.teacher.api_key_env) if isinstance(recipe.teacher, ApiTeacher) else {}
     except ValueError as error:
         raise RecipeError(f"teacher.{error}") from error
+    if key and isinstance(recipe.teacher, ApiTeacher) and recipe.teacher.base_url.startswith("http://"):
+        return ["teacher.base_url: the key travels over http, for everybody between here and there to read"]
+    return []
 
 
 def sampling_table(recipe: DistillRecipe) -> list[str]:

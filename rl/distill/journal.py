@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,13 +47,23 @@ Key = tuple[str, int, str]
 def read_journals(folder: Path) -> dict[Key, Received]:
     """Everything received so far, by all processes; of the same key the first."""
     found: dict[Key, Received] = {}
+    for record in _records(folder):
+        found.setdefault(record.key, record)
+    return found
+
+
+def read_keys(folder: Path) -> set[Key]:
+    """Of what has been received, without holding it in memory."""
+    return {record.key for record in _records(folder)}
+
+
+def _records(folder: Path) -> Iterator[Received]:
     for path in sorted(folder.glob("*.jsonl")):
         with path.open("rb") as lines:
             for line in lines:
                 record = _parse(line)
                 if record is not None:
-                    found.setdefault(record.key, record)
-    return found
+                    yield record
 
 
 def _parse(line: bytes) -> Received | None:
@@ -110,5 +120,5 @@ class Journal:
         self.close()
 
 
-def missing(wanted: Iterable[Wanted], found: dict[Key, Received]) -> list[Wanted]:
+def missing(wanted: Iterable[Wanted], found: Container[Key]) -> list[Wanted]:
     return [trace for trace in wanted if trace.key not in found]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,12 @@ def run_distill(recipe: DistillRecipe, processes: Processes) -> dict[str, Any]:
 
 
 def _open(recipe: DistillRecipe, folder: Path) -> None:
-    """What was received stays: the journal's keys tell what of it still is an answer to what the recipe asks."""
+    """What was received stays: the journal's keys tell what of it still is an answer to what the recipe asks. To start
+    over puts it aside, as it may have been paid for."""
     folder.mkdir(parents=True, exist_ok=True)
-    if recipe.resume == "never":
-        shutil.rmtree(folder / "journal", ignore_errors=True)
+    journal = folder / "journal"
+    if recipe.resume == "never" and journal.exists():
+        journal.rename(next(p for n in count(1) if not (p := folder / f"journal.{n}").exists()))
     for name in (POOL, TRACES, REPORT, SUMMARY):
         (folder / name).unlink(missing_ok=True)
     write_file(folder / "recipe.yaml", lambda p: p.write_text(identity(recipe), encoding="utf-8"))

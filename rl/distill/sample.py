@@ -11,7 +11,7 @@ from typing import Any
 
 from data.traces import Trace, mended, sampling_settings, split_message
 from rl.distill.api import Failed, Giveup, ask_all
-from rl.distill.journal import Journal, Received, Wanted, missing, read_journals
+from rl.distill.journal import Journal, Received, Wanted, missing, read_journals, read_keys
 from rl.distill.plan import ApiPlan, Ask, plan_api, plan_local
 from rl.distill.tally import Meter, Tally, kind_of
 from rl.distill.verify import Pair
@@ -52,7 +52,7 @@ def _collect(
 ) -> None:
     """Puts each batch on disk as it comes."""
     start = time.monotonic()
-    left = missing(wanted, read_journals(journals))
+    left = missing(wanted, read_keys(journals))
     tally.asked, tally.known = len(wanted), len(wanted) - len(left)
     progress.line(f"sampling: {tally.asked} traces wanted, {tally.known} of them received before")
     processes.barrier()  # everybody has read before anybody writes
@@ -63,7 +63,7 @@ def _collect(
             tally.received += len(batch)
             meter.show()
     processes.barrier()
-    tally.received = len(left) - len(missing(wanted, read_journals(journals)))  # by all processes
+    tally.received = len(left) - len(missing(wanted, read_keys(journals)))  # by all processes
     tally.seconds = time.monotonic() - start
 
 
