@@ -32,6 +32,7 @@ def local(folder: Path, **changes: Any) -> dict[str, Any]:
     made: dict[str, Any] = {
         "pipeline": "distill",
         "output_dir": str(folder),
+        "threads": 1,
         "data": change(PROBLEMS, generator__count=6),
         "teacher": {
             "engine": "local", "model": {"scratch": SCRATCH, "dtype": "float32"}, "samples": 3, "max_tokens": 12,
