@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data import DataError
-from data.trace_import import join_problems, read_source
+from data.trace_import import read_source
+from data.trace_join import join_problems
 from data.trace_spec import TraceSource
 from data.traces import (
     COLUMNS,

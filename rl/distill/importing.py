@@ -8,7 +8,8 @@ from typing import Any
 
 from data.errors import DataError
 from data.problems import load_problems
-from data.trace_import import join_problems, read_source
+from data.trace_import import read_source
+from data.trace_join import join_problems
 from data.traces import Trace
 from rl.distill.verify import Pair, columns_of_trace
 from rl.recipe_distill import DistillRecipe

@@ -79,7 +79,8 @@ def _ask_api(
                 if isinstance(answer.result, Failed):
                     tally.add_failure(answer.result.wanted, answer.result.reason, tally.failed)
             results = [answer.result for answer in batch]
-            yield [result for result in results if isinstance(result, Received)]
+            # A refusal that stops the run is not kept: the next one is to be stopped by it as well.
+            yield [result for result in results if isinstance(result, Received) and not (stop and result.error)]
             for result in results:
                 _check(result, giveup, stop)
 
