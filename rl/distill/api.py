@@ -43,17 +43,20 @@ def ask_all(
 ) -> Generator[list[Answer], None, None]:
     """The answers in batches, as they come in. Closing the iterator stops asking.
 
+    No more than two answers a thread wait for the caller: what he has not seen is what a kill could lose.
     The threads are daemons: an interrupted run ends at once, although a request may be under way for half an hour.
     """
     headers = bearer(teacher.api_key_env)
     waiting: queue.SimpleQueue[Wanted] = queue.SimpleQueue()
     answers: queue.SimpleQueue[Answer | BaseException] = queue.SimpleQueue()
     stop, pace = threading.Event(), Pace(teacher.requests_per_minute)
+    threads = min(teacher.max_concurrency, len(wanted))
+    room = threading.Semaphore(2 * threads)
     for trace in wanted:
         waiting.put(trace)
 
     def work() -> None:
-        while not stop.is_set():
+        while room.acquire() and not stop.is_set():
             try:
                 trace = waiting.get_nowait()
             except queue.Empty:
@@ -64,7 +67,7 @@ def ask_all(
                 answers.put(error)
                 return
 
-    for number in range(min(teacher.max_concurrency, len(wanted))):
+    for number in range(threads):
         threading.Thread(target=work, name=f"teacher-{number}", daemon=True).start()
     left = len(wanted)
     try:
@@ -74,8 +77,10 @@ def ask_all(
                 batch.append(_checked(answers.get()))
             left -= len(batch)
             yield batch
+            room.release(len(batch))
     finally:
         stop.set()
+        room.release(max(1, threads))
 
 
 def _checked(answer: Answer | BaseException) -> Answer:
