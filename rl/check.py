@@ -12,6 +12,7 @@ from data.texts import load_texts
 from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
 from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, SFTRecipe, StagesRecipe, TrainSpec
+from rl.recipe_distill import DistillRecipe, LocalTeacher
 from rl.recipe_io import RecipeError, dump, nearest
 from rl.stages import stage_recipes
 
@@ -28,16 +29,18 @@ def preflight(recipe: Any) -> list[str]:
                 warnings += [f"stages.{name}: {w}" for w in _preflight_one(stage, made)]
             except ValueError as error:
                 raise RecipeError(f"stages.{name}.{error}") from error
-            made.append(str(Path(stage.output_dir) / "model"))
+            made += [str(Path(stage.output_dir) / name) for name in ("model", "pool.parquet", "traces.parquet")]
         return warnings
     return _preflight_one(recipe, [])
 
 
 def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
+    if isinstance(recipe, DistillRecipe):
+        return _check_distillation(recipe, made)
     warnings = _check_model(recipe.model, made)
     _check_experts(recipe, made)
     if isinstance(recipe, GRPORecipe):
-        columns = _check_data("data", recipe.data)
+        columns = _check_data("data", recipe.data, made)
         _check_rewards("rewards", recipe.rewards, columns)
         warnings += _check_batches(recipe)
         warnings += _check_positions(recipe, made)
@@ -47,7 +50,7 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
         except ValueError as error:
             raise RecipeError(f"texts: {error}") from error
     if isinstance(recipe, SFTRecipe) and recipe.data is not None:
-        columns = _check_data("data", recipe.data)
+        columns = _check_data("data", recipe.data, made)
         if columns and "reasoning" not in columns and "{reasoning}" in _completion_template(recipe.data):
             raise RecipeError(
                 "data.columns: no column `reasoning` to learn from"
@@ -61,7 +64,7 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
             raise RecipeError("evaluate: give evaluate.data or evaluate.sets")
         for name, spec in sets.items():
             field = "evaluate.data" if name == "held_out" else f"evaluate.sets.{name}"
-            _check_rewards("evaluate.rewards", evaluation.rewards, _check_data(field, spec))
+            _check_rewards("evaluate.rewards", evaluation.rewards, _check_data(field, spec, made))
     if isinstance(recipe, TrainSpec):
         _check_writable(recipe.output_dir)
     return warnings
@@ -111,9 +114,24 @@ def _check_experts(recipe: Any, made: list[str]) -> None:
             )
 
 
-def _check_data(field: str, spec: ProblemSpec) -> list[str]:
-    """The columns of a data set; empty for one on the hub, which is not asked before the run."""
-    if spec.hub is not None:
+def _check_distillation(recipe: DistillRecipe, made: list[str]) -> list[str]:
+    from rl.distill.check import TRACE_COLUMNS, check_settings, check_source
+
+    warnings: list[str] = []
+    columns = _check_data("data", recipe.data, made) if recipe.data is not None else list(TRACE_COLUMNS)
+    if recipe.traces is not None and recipe.traces.path not in made:
+        warnings += check_source(recipe.traces)
+    if isinstance(recipe.teacher, LocalTeacher):
+        warnings += _check_model(recipe.teacher.model, made)
+    _check_rewards("rewards", recipe.rewards, columns)
+    warnings += check_settings(recipe)
+    _check_writable(recipe.output_dir)
+    return warnings
+
+
+def _check_data(field: str, spec: ProblemSpec, made: list[str]) -> list[str]:
+    """The columns of a data set; empty for one on the hub or of an earlier stage, which is not read before the run."""
+    if spec.hub is not None or spec.path in made:
         return []
     try:
         return describe_problems(spec)[0]
@@ -207,7 +225,11 @@ def check(recipe: Any) -> str:
         title = f" of stage {name}" if name else ""
         if isinstance(stage, GRPORecipe | SFTRecipe):
             parts += [f"# batches{title}", *batch_table(stage), ""]
-        if not isinstance(stage, StagesRecipe):
+        if isinstance(stage, DistillRecipe):
+            from rl.distill.check import sampling_table
+
+            parts += [f"# sampling{title}", *sampling_table(stage), ""]
+        elif not isinstance(stage, StagesRecipe):
             parts += [f"# memory{title} (estimate)", *memory_table(stage), ""]
     parts += [f"warning: {w}" for w in warnings] or ["no warnings"]
     return "\n".join(parts)

@@ -317,8 +317,5 @@ class StagesRecipe(Strict):
     stages: dict[str, dict[str, Any]] = Field(min_length=1)
 
 
-Recipe = Annotated[GRPORecipe | SFTRecipe | EvalRecipe | StagesRecipe, Field(discriminator="pipeline")]
-
-
 def _nearest_divisor(number: int, wanted: int) -> int:
     return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - wanted), d))

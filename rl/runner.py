@@ -9,6 +9,7 @@ import torch
 
 from rl.policy.backend import LaunchError, Processes
 from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
+from rl.recipe_distill import DistillRecipe
 from rl.recipe_io import RecipeError
 from rl.run.allocator import keep_freed_memory
 from rl.run.folder import Run
@@ -52,4 +53,8 @@ def run_pipeline(recipe: Any, processes: Processes) -> dict[str, Any]:
         from rl.evaluate import run_evaluation
 
         return run_evaluation(recipe, processes)
+    if isinstance(recipe, DistillRecipe):
+        from rl.distill.run import run_distill
+
+        return run_distill(recipe, processes)
     raise TypeError(f"no pipeline for {type(recipe).__name__}")

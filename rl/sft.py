@@ -70,8 +70,8 @@ class SFT:
         recipe, folder = self.recipe, self.folder
         self.resume()
         folder.progress.line(
-            f"sft: {len(self.documents)} documents ({self.dropped} left out for their length), {self.total_updates} updates, "
-            f"{sum(p.numel() for p in self.policy.model.parameters()):,} parameters"
+            f"sft: {len(self.documents)} documents ({self.dropped} left out for their length), "
+            f"{self.total_updates} updates, {sum(p.numel() for p in self.policy.model.parameters()):,} parameters"
         )
         last = self.updates
         if recipe.evaluate and recipe.evaluate.at_start and not last:
