@@ -10,7 +10,7 @@ from data.problems import describe_problems
 from data.spec import ProblemSpec
 from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
-from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, SFTRecipe, StagesRecipe, TrainSpec
+from rl.recipe import DataRecipe, EvaluateSpec, GRPORecipe, ModelSpec, SFTRecipe, StagesRecipe, TrainSpec
 from rl.recipe_io import RecipeError, dump, nearest
 from rl.stages import stage_recipes
 
@@ -27,20 +27,25 @@ def preflight(recipe: Any) -> list[str]:
                 warnings += [f"stages.{name}: {w}" for w in _preflight_one(stage, made)]
             except ValueError as error:
                 raise RecipeError(f"stages.{name}.{error}") from error
-            made.append(str(Path(stage.output_dir) / "model"))
+            made += [str(Path(stage.output_dir) / name) for name in ("model", "problems.parquet")]
         return warnings
     return _preflight_one(recipe, [])
 
 
 def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
-    warnings = _check_model(recipe.model, made)
+    if isinstance(recipe, DataRecipe):
+        from rl.check_data import check_curation
+
+        _check_writable(recipe.output_dir)
+        return check_curation(recipe, made)
+    warnings = check_model("model", recipe.model, made)
     if isinstance(recipe, GRPORecipe):
-        columns = _check_data("data", recipe.data)
-        _check_rewards("rewards", recipe.rewards, columns)
+        columns = _check_data("data", recipe.data, made)
+        check_rewards("rewards", recipe.rewards, columns)
         warnings += _check_batches(recipe)
         warnings += _check_positions(recipe, made)
     if isinstance(recipe, SFTRecipe):
-        columns = _check_data("data", recipe.data)
+        columns = _check_data("data", recipe.data, made)
         if columns and "reasoning" not in columns and "{reasoning}" in _completion_template(recipe.data):
             raise RecipeError(
                 "data.columns: no column `reasoning` to learn from"
@@ -54,33 +59,33 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
             raise RecipeError("evaluate: give evaluate.data or evaluate.sets")
         for name, spec in sets.items():
             field = "evaluate.data" if name == "held_out" else f"evaluate.sets.{name}"
-            _check_rewards("evaluate.rewards", evaluation.rewards, _check_data(field, spec))
+            check_rewards("evaluate.rewards", evaluation.rewards, _check_data(field, spec, made))
     if isinstance(recipe, TrainSpec):
         _check_writable(recipe.output_dir)
     return warnings
 
 
-def _check_model(spec: ModelSpec, made: list[str]) -> list[str]:
+def check_model(field: str, spec: ModelSpec, made: list[str]) -> list[str]:
     from rl.policy.load import is_local
 
     if spec.path is None or spec.path in made:
         return []
     if not is_local(spec.path):
-        return [f"model.path: {spec.path} is a hub id; it is fetched when the run starts"]
+        return [f"{field}.path: {spec.path} is a hub id; it is fetched when the run starts"]
     folder = Path(spec.path).expanduser()
     if not (folder / "config.json").is_file():
         siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         reason = "has no config.json" if folder.is_dir() else "does not exist"
         raise RecipeError(
-            f"model.path: folder {spec.path} {reason}; give a Hugging Face model folder or a hub id such as "
+            f"{field}.path: folder {spec.path} {reason}; give a Hugging Face model folder or a hub id such as "
             f"Qwen/Qwen2.5-1.5B{nearest(folder.name, siblings)}"
         )
     return []
 
 
-def _check_data(field: str, spec: ProblemSpec) -> list[str]:
-    """The columns of a data set; empty for one on the hub, which is not asked before the run."""
-    if spec.hub is not None:
+def _check_data(field: str, spec: ProblemSpec, made: list[str]) -> list[str]:
+    """The columns of a data set; empty for one that is not here yet: on the hub, or of an earlier stage."""
+    if spec.hub is not None or spec.path in made:
         return []
     try:
         return describe_problems(spec)[0]
@@ -94,7 +99,7 @@ def _completion_template(spec: ProblemSpec) -> str:
     return resolve_template(spec.template).completion
 
 
-def _check_rewards(field: str, specs: list[RewardSpec], columns: list[str]) -> None:
+def check_rewards(field: str, specs: list[RewardSpec], columns: list[str]) -> None:
     for i, spec in enumerate(specs):
         try:
             reward = load_reward(spec)
@@ -173,7 +178,11 @@ def check(recipe: Any) -> str:
         title = f" of stage {name}" if name else ""
         if isinstance(stage, GRPORecipe | SFTRecipe):
             parts += [f"# batches{title}", *batch_table(stage), ""]
-        if not isinstance(stage, StagesRecipe):
+        if isinstance(stage, DataRecipe):
+            from rl.check_data import source_table
+
+            parts += [f"# sources{title}", *source_table(stage), ""]
+        elif not isinstance(stage, StagesRecipe):
             parts += [f"# memory{title} (estimate)", *memory_table(stage), ""]
     parts += [f"warning: {w}" for w in warnings] or ["no warnings"]
     return "\n".join(parts)

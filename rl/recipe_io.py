@@ -14,9 +14,10 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from rl.recipe import EvalRecipe, GRPORecipe, Recipe, SFTRecipe, StagesRecipe
+from rl.recipe import DataRecipe, EvalRecipe, GRPORecipe, Recipe, SFTRecipe, StagesRecipe
 
 PIPELINES: dict[str, type[BaseModel]] = {
+    "data": DataRecipe,
     "grpo": GRPORecipe,
     "sft": SFTRecipe,
     "eval": EvalRecipe,

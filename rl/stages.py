@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl.recipe import GRPORecipe, StagesRecipe, TrainSpec
+from rl.recipe import DataRecipe, GRPORecipe, StagesRecipe, TrainSpec
 from rl.recipe_io import RecipeError, merge, nearest, validate
 from rl.run.progress import Progress
 
@@ -122,6 +122,9 @@ def _lookup(match: re.Match[str], known: Mapping[str, Mapping[str, Any]]) -> Any
 
 def _placeholders(stage: Any) -> dict[str, Any]:
     """What the stage's summary will have, with values of the right kind."""
+    if isinstance(stage, DataRecipe):
+        folder = Path(stage.output_dir)
+        return {"problems": str(folder / "problems.parquet"), "card": str(folder / "card.md"), "kept": 1}
     if not isinstance(stage, TrainSpec):
         return {}
     fields = {"model": str(Path(stage.output_dir) / "model"), "seconds": 1.0, "updates": 1}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from data.split import normalise_statement
 
 _SPELLINGS = (
+    (re.compile(r"[_^]\s*\{\s*\}"), ""),  # a trick to move the baseline
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\(?:cdot|times|ast)(?![a-zA-Z])|[\u00d7\u00b7\u22c5]"), "*"),
     (re.compile(r"\\leq?(?:slant)?(?![a-zA-Z])|\u2264"), r" \\le "),
@@ -35,6 +36,8 @@ _NUMBER_WORDS = frozenset(
     "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million half twice thrice "
     "double triple first second third fourth fifth".split()
 )
+_FIGURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
+_CAPITALS = re.compile(r"(?<![\\A-Za-z])[A-Z]{2,}(?![A-Za-z])")
 
 
 def tokens(statement: str) -> tuple[str, ...]:
@@ -51,6 +54,8 @@ def words(of: Sequence[str]) -> tuple[str, ...]:
     return tuple(token for token in of if token[0].isalnum())
 
 
-def numbers(of: Sequence[str]) -> tuple[str, ...]:
-    """The sorted numbers among the tokens, in digits and in words: what tells two versions of a problem apart."""
-    return tuple(sorted(token for token in of if token[0].isdigit() or token in _NUMBER_WORDS))
+def marks(statement: str) -> tuple[str, ...]:
+    """What tells two versions of a problem apart, sorted: its numbers, in digits and in words, and words in capitals
+    (the word whose letters are arranged, the names of points)."""
+    numbers = [token for token in tokens(statement) if token[0].isdigit() or token in _NUMBER_WORDS]
+    return tuple(sorted([*numbers, *_CAPITALS.findall(_FIGURE.sub("", statement))]))
