@@ -76,7 +76,9 @@ def run_curation(recipe: DataRecipe, processes: Processes) -> dict[str, Any]:
         write_file(folder / "dropped.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
         text = json.dumps(summary, indent=1)
         write_file(folder / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
-        progress.table(str(folder), ["filter", "in", "out"], [[c.filter, str(c.read), str(c.kept)] for c in curated.counts])
+        progress.table(
+            str(folder), ["filter", "in", "out"], [[c.filter, str(c.read), str(c.kept)] for c in curated.counts]
+        )
     processes.gather(None)  # a later stage may read the files in any process
     return summary
 

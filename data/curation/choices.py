@@ -68,7 +68,7 @@ _ASKS_FOR_SOME = re.compile(
     re.IGNORECASE,
 )
 _MEANS_OPTIONS = re.compile(
-    r"\b(?:answer|option)\s+choices?\b|\bletter\s+of\s+the\s+correct\b|\bthe\s+correct\s+(?:option|letter)\b",
+    r"\bletter\s+of\s+the\s+correct\b|\bthe\s+correct\s+(?:option|letter)\b",
     re.IGNORECASE,
 )
 _NONE_OF_THESE = re.compile(r"\b(?:none|all|both|neither)\b.*\b(?:these|those|above|them|options)\b", re.IGNORECASE)

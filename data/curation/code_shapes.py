@@ -127,7 +127,9 @@ def _object(value: Any, name: str) -> dict[str, Any]:
 def _pairs(cases: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     given, wanted = cases.get("inputs"), cases.get("outputs")
     if not isinstance(given, list) or not isinstance(wanted, list) or len(given) != len(wanted):
-        raise DataError("", "inputs and outputs are not two lists of one length", "Mend the row, or set on_error: skip.")
+        raise DataError(
+            "", "inputs and outputs are not two lists of one length", "Mend the row, or set on_error: skip."
+        )
     return list(zip(given, wanted, strict=True))
 
 

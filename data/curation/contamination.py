@@ -40,7 +40,9 @@ class Match:
             "contained": "it contains the statement",
             "n-grams": f"it holds {self.coverage:.0%} of the {ngram}-grams",
         }[self.kind]
-        return Rejected(f"in the evaluation set {self.problem.set}", f"{how} of {self.problem.set}, {self.problem.place}")
+        return Rejected(
+            f"in the evaluation set {self.problem.set}", f"{how} of {self.problem.set}, {self.problem.place}"
+        )
 
 
 class ContaminationIndex:

@@ -50,7 +50,9 @@ class FilterSpec(Strict):
 
 class DuplicateSpec(Strict):
     exact: bool = True  # the same statement after normalisation
-    near: float | None = Field(default=0.8, gt=0, le=1)  # least Jaccard similarity of shingles; None: no near duplicates
+    near: float | None = Field(
+        default=0.8, gt=0, le=1
+    )  # least Jaccard similarity of shingles; None: no near duplicates
     shingle: int = Field(default=3, ge=1)  # tokens
 
 
