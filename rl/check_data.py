@@ -28,7 +28,7 @@ def check_curation(recipe: DataRecipe, made: list[str]) -> list[str]:
             try:
                 describe_source(spec)
             except ValueError as error:
-                raise RecipeError(f"{field}.{error}") from error
+                raise RecipeError(f"{field}: {error}") from error
     if recipe.difficulty is not None:
         warnings += check_model("difficulty.model", recipe.difficulty.model, made)
         code = [*COLUMNS, "tests", "setup"] if any(source.kind == "code" for source in recipe.sources) else COLUMNS

@@ -55,7 +55,7 @@ def run_curation(recipe: DataRecipe, processes: Processes) -> dict[str, Any]:
         reasons = ", ".join(f"{c.filter} {c.read - c.kept}" for c in curated.counts if c.read > c.kept)
         raise RecipeError(f"sources: no problem is left of {sum(rows_read.values())} (dropped: {reasons})")
     rows = records(curated.problems, rates)
-    summary = {
+    summary: dict[str, Any] = {
         "pipeline": "data",
         "problems": str(folder / "problems.parquet"),
         "card": str(folder / "card.md"),
@@ -92,8 +92,7 @@ def filtered(recipe: DataRecipe, progress: Progress) -> tuple[Curated, dict[str,
     ]
     evaluation = ContaminationIndex(statements, recipe.decontaminate) if specs else None
     sizes = Counter(statement.set for statement in statements)
-    with progress.bar("filtering", 3 * len(curated.problems)) as advance:
-        apply_filters(curated, recipe.filters, recipe.duplicates, evaluation, lambda: advance(1))
+    apply_filters(curated, recipe.filters, recipe.duplicates, evaluation, progress.bar)
     return curated, rows_read, {spec.name: sizes[spec.name] for spec in specs}
 
 
@@ -112,9 +111,11 @@ def _read(recipe: DataRecipe, progress: Progress) -> tuple[Curated, dict[str, in
         try:
             found = list(read_source(source, on_bad))
         except DataError as error:
-            raise RecipeError(f"sources.{i}.{error}") from error
+            raise RecipeError(f"sources.{i}: {error}") from error
         problems += found
-        dropped += [Dropped("rows", e.reason, "", source.name, short_place(e.field)) for e in bad]
+        dropped += [
+            Dropped("rows", e.reason.partition(" (")[0], e.reason, source.name, short_place(e.field)) for e in bad
+        ]
         rows_read[source.name] = len(found) + len(bad)
         progress.line(f"{source.name}: {len(found)} problems, {len(bad)} bad rows")
     return Curated(problems, dropped, [Count("rows", len(problems) + len(dropped), len(problems))]), rows_read

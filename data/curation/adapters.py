@@ -4,8 +4,9 @@ To add one, write a function from the raw values to a `Draft` and put it into `A
 `adapter: auto` knows it. Rows that it cannot read raise DataError with the place "" (the caller fills it in).
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -45,15 +46,14 @@ def read_source(spec: SourceSpec, on_bad: OnBad = stop) -> Iterator[Problem]:
 
     Raises DataError for a missing file, a missing column, or rows of no known shape.
     """
-    rows = islice(read_rows(spec, on_bad=on_bad), spec.limit)
-    preview, rows = _preview(rows)
+    preview, rows = _preview(islice(read_rows(spec, on_bad=on_bad), spec.limit))
     shape = _shaper(spec, preview)
     _check_kept(spec, preview)
     for row in rows:
         try:
             draft = shape(row)
         except DataError as error:
-            on_bad(DataError(error.field or row.place, error.reason, error.fix))
+            on_bad(_at(error, row))
             continue
         yield Problem(
             source=spec.name,
@@ -94,10 +94,15 @@ def describe_source(spec: SourceSpec | EvaluationSet) -> str:
             try:
                 shape(row)
             except DataError as error:
-                bad.append(error)
+                bad.append(_at(error, row))
         if len(bad) == len(preview):
             raise bad[0]
     return _adapter_name(spec, preview)
+
+
+def _at(error: DataError, row: Row) -> DataError:
+    """The error with its place, which adapters do not know."""
+    return DataError(error.field or row.place, error.reason, error.fix)
 
 
 def short_place(place: str) -> str:
@@ -150,7 +155,8 @@ def _renamed(row: Row, spec: SourceSpec | EvaluationSet) -> Row:
     """The row with the columns that `columns` names under our names as well (code only: math maps its own)."""
     if spec.kind != "code" or not spec.columns:
         return row
-    return Row({**row.values, **{ours: cell(row.values, theirs) for ours, theirs in spec.columns.items()}}, row.place, row.source)  # fmt: skip
+    renamed = {ours: cell(row.values, theirs) for ours, theirs in spec.columns.items()}
+    return replace(row, values={**row.values, **renamed})
 
 
 def _problem_spec(spec: Location) -> ProblemSpec:
@@ -166,6 +172,4 @@ def _check_kept(spec: SourceSpec, preview: Sequence[Row]) -> None:
 
 
 def _as_text(value: Any) -> str | None:
-    import json
-
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -1,4 +1,4 @@
-"""The data card: where the problems are from, what each filter took out and why, and the settings. No dates, no paths."""
+"""The data card: where the problems are from, what each filter took out and why, the settings. No dates, no paths."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence

@@ -91,12 +91,22 @@ def verl(row: Mapping[str, Any]) -> Draft:
 
 def stdio(row: Mapping[str, Any]) -> Draft:
     """Anything with a statement and `tests`: {"inputs": [...], "outputs": [...]} or a list of test dicts."""
-    tests = row.get("tests")
-    cases = json.loads(tests) if isinstance(tests, str) else tests
-    ready = isinstance(cases, list) and all(isinstance(case, dict) and "type" in case for case in cases)
+    cases = _json(row.get("tests"), "tests")
+    tests = [_ready(case) for case in cases] if isinstance(cases, list) else _stdio(_object(cases, "tests"))
     statement = next((str(row[name]) for name in ("problem", "prompt", "question", "description") if row.get(name)), "")
-    answer = str(row.get("answer") or row.get("code") or "")
-    return _draft(statement, answer, list(cases) if ready else _stdio(_object(cases, "tests")), str(row.get("setup") or ""))  # fmt: skip
+    return _draft(statement, str(row.get("answer") or row.get("code") or ""), tests, str(row.get("setup") or ""))
+
+
+def _ready(case: Any) -> dict[str, Any]:
+    """A test dict of ours, or one of DeepCoder's, whose type has another name."""
+    kind = case.get("type") if isinstance(case, dict) else None
+    if kind in ("stdio", "stdin_stdout"):
+        return {"type": "stdio", "input": _lines(case.get("input")), "output": _lines(case.get("output"))}
+    if kind == "assert" and isinstance(case.get("code"), str):
+        return {"type": "assert", "code": case["code"]}
+    if isinstance(case, str):
+        return {"type": "assert", "code": case}
+    raise DataError("", f"a test of type {kind!r}", "Known are stdio (or stdin_stdout) and assert.")
 
 
 def _draft(statement: str, answer: str, tests: list[dict[str, Any]], setup: str = "") -> Draft:
@@ -114,11 +124,16 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _object(value: Any, name: str) -> dict[str, Any]:
+def _json(value: Any, name: str) -> Any:
+    """A value, or what its JSON text says."""
     try:
-        loaded = json.loads(value) if isinstance(value, str) else value
+        return json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
         raise DataError("", f"{name} is not JSON ({error})", "Mend the row, or set on_error: skip.") from error
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    loaded = _json(value, name)
     if not isinstance(loaded, dict):
         raise DataError("", f"{name} holds no inputs and outputs", "Mend the row, or set on_error: skip.")
     return loaded

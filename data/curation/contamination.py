@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from data.curation.choices import find_choices
 from data.curation.problem import Rejected
+from data.curation.residue import cut_residue
 from data.curation.spec import ContaminationSpec
 from data.curation.statements import tokens, words
 
@@ -57,10 +58,12 @@ class ContaminationIndex:
         self._long: list[tuple[EvaluationProblem, int]] = []  # with the number of its n-grams
         for problem in problems:
             self.size += 1
-            # Options are removed from problems too, so an evaluation statement is looked for without its own as well.
-            choices = find_choices(problem.statement)
-            for statement in [problem.statement, *([choices.statement] if choices is not None else [])]:
-                self._add(problem, tokens(statement))
+            # Problems lose their options and residue, so an evaluation statement is looked for without its own as well.
+            forms = [problem.statement, cut_residue(problem.statement)]
+            choices = find_choices(forms[1])
+            forms += [choices.statement] if choices is not None else []
+            for form in dict.fromkeys(map(tokens, forms)):
+                self._add(problem, form)
 
     def find(self, statement: str) -> Match | None:
         """The evaluation problem that this statement is or holds; the best one if there are several."""

@@ -1,8 +1,8 @@
-"""Duplicates within and across sources: exact after normalisation, then near ones by the Jaccard similarity of shingles.
+"""Duplicates within and across sources: exact after normalisation, then near ones by the similarity of shingles.
 
 Numbers matter: two problems that differ only in their numbers are two problems. Near duplicates must have the same
-numbers (in digits or in words), the same words in capitals and the same answer. The similarity is exact, not
-estimated: within such a group, only sets that share one of their rarest shingles can be similar enough ("prefix
+numbers (in digits or in words), the same words in capitals and the same answer. The similarity (Jaccard's) is exact,
+not estimated: within such a group, only sets that share one of their rarest shingles can be similar enough ("prefix
 filtering"), so few pairs are compared.
 """
 

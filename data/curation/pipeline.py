@@ -1,6 +1,7 @@
-"""The filters in order, with counts in and out of each: choices, integers, evaluation sets, duplicates."""
+"""The filters in order, with counts in and out of each."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from data.curation.choices import resolve_choices
@@ -8,10 +9,12 @@ from data.curation.contamination import ContaminationIndex
 from data.curation.duplicates import find_duplicates
 from data.curation.integers import in_range, read_integer, to_integer
 from data.curation.problem import Dropped, Problem, Rejected
+from data.curation.residue import without_residue
 from data.curation.spec import DuplicateSpec, FilterSpec
 
 Filter = Callable[[Problem], Problem | Rejected]
-Step = Callable[[], None]
+# (name, how many problems) -> what to call with the number of problems done.
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,12 @@ def apply_filters(
     filters: FilterSpec,
     duplicates: DuplicateSpec,
     evaluation: ContaminationIndex | None,
-    advance: Step = lambda: None,
+    bar: Bar = lambda name, total: nullcontext(lambda done: None),
 ) -> Curated:
-    """Runs the pure filters in place. `advance` is called once for each problem that goes into each of them."""
+    """Runs the pure filters in place."""
     steps: list[tuple[str, Filter]] = []
+    if filters.residue:
+        steps.append(("residue", without_residue))
     if filters.choices:
         steps.append(("choices", resolve_choices))
     steps.append(("integers", to_integer if filters.integer_only else name_kind))
@@ -60,11 +65,13 @@ def apply_filters(
         steps.append(("evaluation sets", lambda problem: _clean(problem, evaluation)))
     for name, one in steps:
         outcomes = []
-        for problem in curated.problems:
-            outcomes.append(one(problem))
-            advance()
+        with bar(name, len(curated.problems)) as advance:
+            for problem in curated.problems:
+                outcomes.append(one(problem))
+                advance(1)
         curated.settle(name, outcomes)
-    found = find_duplicates(curated.problems, duplicates)
+    with bar("duplicates", len(curated.problems)):
+        found = find_duplicates(curated.problems, duplicates)
     curated.settle("duplicates", [found.get(i, problem) for i, problem in enumerate(curated.problems)])
     return curated
 

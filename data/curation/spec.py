@@ -29,9 +29,8 @@ class SourceSpec(Location):
         known = [name for name, adapter in ADAPTERS.items() if adapter.kind == self.kind]
         if self.adapter not in ("auto", *known):
             hint = did_you_mean(self.adapter, known)
-            raise ValueError(
-                f"adapter: there is no {self.adapter!r} for kind {self.kind}; there are: auto, {', '.join(known)}. {hint}"
-            )
+            there = f"for kind {self.kind} there are: auto, {', '.join(known)}"
+            raise ValueError(f"adapter: there is no {self.adapter!r}; {there}. {hint}")
         return self
 
 
@@ -44,6 +43,7 @@ class EvaluationSet(Location):
 
 
 class FilterSpec(Strict):
+    residue: bool = True  # cut off hints, solvers' figures and signatures behind a statement
     choices: bool = True  # remove multiple-choice options, resolve letter answers
     integer_only: bool = True  # math answers become canonical integers; others are dropped
 

@@ -1,8 +1,8 @@
 r"""One form for all the ways to typeset a statement, as tokens; the coarser word form of decontamination.
 
 `tokens` goes further than `normalise_statement` (which splits depend on, and which must never change): `\frac12`
-and `\dfrac{1}{2}`, `\leq` and `\u2264`, `x^{2}` and `x^2`, `\mathrm{cm}` and `cm` give the same tokens. Digits, signs and
-operators stay.
+and `\dfrac{1}{2}`, `\leq` and `\u2264`, `x^{2}` and `x^2`, `\mathrm{cm}` and `cm` give the same tokens. Digits, signs
+and operators stay.
 """
 
 import re
@@ -33,8 +33,8 @@ _TOKEN = re.compile(r"\\?[a-z]+|\d+(?:[.,:]\d+)*|[^\W_]+|[-+*/=<>^_()\[\]|!%&#']
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _NUMBER_WORDS = frozenset(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million half twice thrice "
-    "double triple first second third fourth fifth".split()
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million half twice "
+    "thrice double triple first second third fourth fifth".split()
 )
 _FIGURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 _CAPITALS = re.compile(r"(?<![\\A-Za-z])[A-Z]{2,}(?![A-Za-z])")
