@@ -3,7 +3,7 @@
 An evaluation statement is found in a problem if, after normalisation (typesetting, case and punctuation do not matter),
 
 - the two are equal;
-- it is short (fewer words than an n-gram has) and stands in the problem as a run of tokens;
+- it is short (fewer words than an n-gram has), holds a number, and stands in the problem as a run of tokens;
 - the problem holds at least the share `coverage` of its word n-grams, wherever text was put before, after or between.
 """
 
@@ -79,7 +79,7 @@ class ContaminationIndex:
             for gram in grams:
                 self._grams[gram].append(len(self._long))
             self._long.append((problem, len(grams)))
-        elif len(form) >= self.spec.contained:
+        elif len(form) >= self.spec.contained and any(token[0].isdigit() for token in form):
             self._short[form[: self.spec.contained]].append((form, problem))
 
     def _find_contained(self, form: Sequence[str]) -> Match | None:

@@ -61,5 +61,7 @@ class ContaminationSpec(Strict):
     # Least share of an evaluation statement's n-grams in a problem. One n-gram would be enough to find copies, but
     # contests share phrases that are longer ("can be written as m/n, where m and n are relatively prime ...").
     coverage: float = Field(default=0.5, gt=0, le=1)
-    contained: int = Field(default=8, ge=1)  # tokens from which a short statement inside a longer one counts
+    # Fewest tokens of a statement too short for n-grams that is looked for inside others. It must hold a number as
+    # well: "What is the value of x?" stands in many problems.
+    contained: int = Field(default=6, ge=1)
     sets: list[EvaluationSet] = Field(default_factory=list)

@@ -12,6 +12,7 @@ from data.split import normalise_statement
 
 _SPELLINGS = (
     (re.compile(r"[_^]\s*\{\s*\}"), ""),  # a trick to move the baseline
+    (re.compile(r"\\[dt]binom(?![a-zA-Z])"), r"\\binom"),
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\(?:cdot|times|ast)(?![a-zA-Z])|[\u00d7\u00b7\u22c5]"), "*"),
     (re.compile(r"\\leq?(?:slant)?(?![a-zA-Z])|\u2264"), r" \\le "),
