@@ -35,11 +35,13 @@ CALL = {"fn_name": "double", "inputs": [[1], ["a"]], "outputs": [[2], ["aa"]]}
 CHAT = "You are helpful.\n```python\n# Your code here\n```\n\nDouble the number."
 CODE_ROWS: dict[str, tuple[dict[str, Any], list[dict[str, str]]]] = {
     "humaneval": (
-        {"prompt": "def f(x):\n", "entry_point": "f", "canonical_solution": "    return x\n", "test": "def check(c): ..."},
+        {"prompt": "def f(x):\n", "entry_point": "f", "canonical_solution": "    return x\n",
+         "test": "def check(c): ..."},
         [{"type": "assert", "code": "def check(c): ...\ncheck(f)"}],
     ),
     "mbpp": (
-        {"text": "Double the number.", "code": "def f(x): ...", "test_list": ["assert f(1) == 2"], "test_setup_code": ""},
+        {"text": "Double the number.", "code": "def f(x): ...", "test_list": ["assert f(1) == 2"],
+         "test_setup_code": ""},
         [{"type": "assert", "code": "assert f(1) == 2"}],
     ),
     "apps": ({"question": "Double the number.", "input_output": json.dumps(CASES), "solutions": '["print(2)"]'}, STDIO),
@@ -49,11 +51,13 @@ CODE_ROWS: dict[str, tuple[dict[str, Any], list[dict[str, str]]]] = {
         STDIO,
     ),
     "nemo-gym": (
-        {"responses_create_params": {"input": [{"role": "user", "content": CHAT}]}, "verifier_metadata": {"unit_tests": CASES}},
+        {"responses_create_params": {"input": [{"role": "user", "content": CHAT}]},
+         "verifier_metadata": {"unit_tests": CASES}},
         STDIO,
     ),
     "verl": (
-        {"prompt": [{"role": "user", "content": "Double the number."}], "reward_model": {"ground_truth": json.dumps(CASES)}},
+        {"prompt": [{"role": "user", "content": "Double the number."}],
+         "reward_model": {"ground_truth": json.dumps(CASES)}},
         STDIO,
     ),
     "stdio": ({"problem": "Double the number.", "tests": CASES}, STDIO),

@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from recipes import REPO, SCRATCH, run, write
 
 from data import load_problems
+from recipes import REPO, SCRATCH, run, write
 from rl.check import check, preflight
 from rl.recipe_io import RecipeError, validate
 from rl.runner import run as run_recipe
@@ -32,9 +32,12 @@ ROWS: list[dict[str, Any]] = [
     {"question": "Which of these is prime? Which of the following is even?" + OPTIONS, "answer": "B", "year": 2005},
     {"question": "", "answer": "5", "year": 2006},
     {"question": "How many minutes are there in a leap year of $366$ days?", "answer": "527,040", "year": 2007},
-    {"question": "Compute the sum of the first $100$ odd numbers and half of it.", "answer": "15000", "year": 2008},
+    {
+        "question": "A task: compute the sum of the first \\(100\\) odd numbers, and half of it. Think!",
+        "answer": "15000",
+    },
 ]
-COPY = "Here is a task. Compute the sum of the first \\(100\\) odd numbers, and half of it. Think well."
+EXAM = "Compute the sum of the first $100$ odd numbers and half of it."
 OUTPUTS = ("problems.parquet", "card.md", "dropped.jsonl")
 
 
@@ -43,7 +46,7 @@ def sources(tmp_path: Path) -> Path:
     folder = tmp_path / "raw"
     folder.mkdir()
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (folder / "exam.jsonl").write_text(json.dumps({"question": COPY, "answer": "0"}) + "\n")
+    (folder / "exam.jsonl").write_text(json.dumps({"question": EXAM, "answer": "0"}) + "\n")
     return folder
 
 
@@ -99,8 +102,9 @@ def test_a_clean_set_with_its_card(tmp_path: Path, sources: Path) -> None:
     ]  # fmt: skip
     card = (tmp_path / "out" / "card.md").read_text()
     for text in (
-        "# Three problems", "3 problems of 8 rows", summary["content"], "| raw | local file | MIT | 8 | 3 |", "| exam | 1 | 1 |",
-        "the question makes no sense without its options", "in the evaluation set exam (1)", "rows.jsonl:8",
+        "# Three problems", "3 problems of 8 rows", summary["content"], "| raw | local file | MIT | 8 | 3 |",
+        "| exam | 1 | 1 |", "the question makes no sense without its options", "in the evaluation set exam (1)",
+        "rows.jsonl:8",
     ):  # fmt: skip
         assert text in card
     assert str(tmp_path) not in card  # nothing of this machine
