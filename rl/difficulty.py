@@ -26,6 +26,7 @@ from rl.policy.load import DTYPES, load_model, load_tokenizer
 from rl.prompts import Prompt, Prompts, sampling_params
 from rl.recipe import DifficultySpec, TruncationSpec
 from rl.rollout import LocalSampler, Sampler
+from rl.run.checkpoint import write_file
 from rl.run.progress import Progress
 
 Scores = list[float | None]  # of a problem's samples, 1 = correct; None where no reward applies
@@ -43,7 +44,6 @@ class Difficulty:
 
     def outcomes(self, problems: Sequence[Problem], progress: Progress) -> list[float | Rejected]:
         """The pass rate of each problem, or why it has none."""
-        template = resolve_template(self.spec.template)
         prompts = self._prompts(problems)
         keys = [_key(self.settings, problem) for problem in problems]
         fits = [i for i, prompt in enumerate(prompts.items) if len(prompt.ids) <= self.spec.max_prompt_tokens]
@@ -67,7 +67,7 @@ class Difficulty:
             if key in known
             else Rejected(
                 "the prompt is longer than difficulty.max_prompt_tokens",
-                f"{len(prompt.ids)} tokens, template {template.user[:40]!r}",
+                f"{len(prompt.ids)} tokens",
             )
             for key, prompt in zip(keys, prompts.items, strict=True)
         ]
@@ -87,9 +87,8 @@ class Difficulty:
         if self._sampler is None:
             dtype = DTYPES[self.spec.model.dtype]
             model = load_model(self.spec.model, self.tokenizer, seed=self.seed, dtype=dtype)
-            self._sampler = LocalSampler(
-                model.to(self.processes.device), self.tokenizer, max_slots=self.spec.max_slots
-            )  # fmt: skip
+            model = model.to(self.processes.device)
+            self._sampler = LocalSampler(model, self.tokenizer, max_slots=self.spec.max_slots)
         mine = range(self.processes.rank, len(asked), self.processes.world)
         items = [prompts.items[asked[i]] for i in mine]
         params = sampling_params(self.spec, self.spec.samples, self.seed)
@@ -112,7 +111,7 @@ class Difficulty:
             for line in whole.splitlines():
                 known |= json.loads(line)
             if whole != text:
-                self.results.write_text(whole, encoding="utf-8")
+                write_file(self.results, lambda path: path.write_text(whole, encoding="utf-8"))
         return dict(self.processes.gather(known)[0])
 
     def _append(self, found: dict[str, Scores]) -> None:
