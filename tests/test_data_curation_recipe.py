@@ -50,9 +50,9 @@ def sources(tmp_path: Path) -> Path:
     return folder
 
 
-def recipe(folder: Path, sources: Path, **changes: Any) -> dict[str, Any]:
-    raw = {"name": "raw", "path": str(sources / "rows.jsonl"), "keep": ["year"], "licence": "MIT"}
-    exam = {"name": "exam", "path": str(sources / "exam.jsonl")}
+def recipe(folder: Path, files: Path, **changes: Any) -> dict[str, Any]:
+    raw = {"name": "raw", "path": str(files / "rows.jsonl"), "keep": ["year"], "licence": "MIT"}
+    exam = {"name": "exam", "path": str(files / "exam.jsonl")}
     base = {"pipeline": "data", "output_dir": str(folder), "sources": [raw], "decontaminate": {"sets": [exam]}}
     return {**base, **changes}
 
@@ -167,7 +167,7 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", slow, str(path)], cwd=REPO, env=environment, stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not (results.exists() and results.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
