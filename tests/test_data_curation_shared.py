@@ -24,7 +24,7 @@ FILES = {
 }
 # Loose on purpose, and not the code's own: two or more labels in a row, in any of the forms that the files have.
 LABELS = re.compile(
-    r"\(A\).{0,200}\(B\)|(?:^|\n)\W*A[.)].{0,200}\n\W*B[.)]|\\t?ext\w*\s*\{?\s*\(?A[.)]|\\mathrm\s*\{\(A\)|\bA\)\s.{0,200}\bB\)\s"
+    r"(?<![\w}])\(A\).{0,200}(?<![\w}])\(B\)|(?:^|\n)\W*A[.)].{0,200}\n\W*B[.)]|\\t?ext\w*\s*\{?\s*\(?A[.)]|\\mathrm\s*\{\(A\)|(?<![(\w])A\)\s.{0,200}(?<![(\w])B\)\s"
     r"|\b[Ll]etter of the correct",
     re.DOTALL,
 )
