@@ -1,6 +1,6 @@
 """What a recipe may say about problems: strict, frozen pydantic models without any behaviour."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -71,8 +71,8 @@ class HeldOutSpec(Strict):
     salt: str = "r1forge"  # another salt, another split
 
 
-class ProblemSpec(Strict):
-    """Where problems come from and how to read them: exactly one of `path`, `hub` and `generator`."""
+class Location(Strict):
+    """Where rows come from and how to read them: exactly one of `path`, `hub` and `generator`."""
 
     path: str | list[str] | None = None  # .jsonl, .json, .parquet or .csv, by extension; globs work
     hub: str | None = None  # a data set id of the Hugging Face hub
@@ -86,6 +86,22 @@ class ProblemSpec(Strict):
     columns: dict[str, str] = Field(default_factory=dict)
     # auto: gsm8k if every answer contains "####", else plain
     answer_format: Literal["auto", "plain", "gsm8k", "boxed"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in ("path", "hub", "generator") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of path, hub and generator (given: {found})")
+        for name in ("config", "revision"):
+            if getattr(self, name) is not None and self.hub is None:
+                raise ValueError(f"{name}: only a hub data set has one")
+        return self
+
+
+class ProblemSpec(Location):
+    """Problems to train on or to be evaluated with."""
+
     kind: Kind | None = None  # None: row by row, "integer" if the answer is one, else "math"
     source: str | None = None  # None: the file's name, the hub id, or synthetic/<family>
     template: str | TemplateSpec = "plain"
@@ -102,14 +118,7 @@ class ProblemSpec(Strict):
         return template
 
     @model_validator(mode="after")
-    def _one_source(self) -> "ProblemSpec":
-        given = [name for name in ("path", "hub", "generator") if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none"
-            raise ValueError(f"give exactly one of path, hub and generator (given: {found})")
-        for name in ("config", "revision"):
-            if getattr(self, name) is not None and self.hub is None:
-                raise ValueError(f"{name}: only a hub data set has one")
+    def _given_once(self) -> Self:
         for name in ("kind", "source"):
             if getattr(self, name) is not None and name in self.columns:
                 raise ValueError(f"{name}: given both as a value and as columns.{name}; keep one")

@@ -12,6 +12,7 @@ from data.texts import load_texts
 from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
 from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, SFTRecipe, StagesRecipe, TrainSpec
+from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe, LocalTeacher
 from rl.recipe_io import RecipeError, dump, nearest
 from rl.stages import stage_recipes
@@ -29,7 +30,8 @@ def preflight(recipe: Any) -> list[str]:
                 warnings += [f"stages.{name}: {w}" for w in _preflight_one(stage, made)]
             except ValueError as error:
                 raise RecipeError(f"stages.{name}.{error}") from error
-            made += [str(Path(stage.output_dir) / name) for name in ("model", "pool.parquet", "traces.parquet")]
+            files = ("model", "problems.parquet", "pool.parquet", "traces.parquet")
+            made += [str(Path(stage.output_dir) / name) for name in files]
         return warnings
     return _preflight_one(recipe, [])
 
@@ -37,11 +39,16 @@ def preflight(recipe: Any) -> list[str]:
 def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
     if isinstance(recipe, DistillRecipe):
         return _check_distillation(recipe, made)
-    warnings = _check_model(recipe.model, made)
+    if isinstance(recipe, DataRecipe):
+        from rl.check_data import check_curation
+
+        _check_writable(recipe.output_dir)
+        return check_curation(recipe, made)
+    warnings = check_model("model", recipe.model, made)
     _check_experts(recipe, made)
     if isinstance(recipe, GRPORecipe):
         columns = _check_data("data", recipe.data, made)
-        _check_rewards("rewards", recipe.rewards, columns)
+        check_rewards("rewards", recipe.rewards, columns)
         warnings += _check_batches(recipe)
         warnings += _check_positions(recipe, made)
     if isinstance(recipe, SFTRecipe) and recipe.texts is not None and recipe.texts.path is not None:
@@ -64,25 +71,25 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
             raise RecipeError("evaluate: give evaluate.data or evaluate.sets")
         for name, spec in sets.items():
             field = "evaluate.data" if name == "held_out" else f"evaluate.sets.{name}"
-            _check_rewards("evaluate.rewards", evaluation.rewards, _check_data(field, spec, made))
+            check_rewards("evaluate.rewards", evaluation.rewards, _check_data(field, spec, made))
     if isinstance(recipe, TrainSpec):
         _check_writable(recipe.output_dir)
     return warnings
 
 
-def _check_model(spec: ModelSpec, made: list[str]) -> list[str]:
+def check_model(field: str, spec: ModelSpec, made: list[str]) -> list[str]:
     from rl.policy.load import is_local
 
     if spec.path is None or spec.path in made:
         return []
     if not is_local(spec.path):
-        return [f"model.path: {spec.path} is a hub id; it is fetched when the run starts"]
+        return [f"{field}.path: {spec.path} is a hub id; it is fetched when the run starts"]
     folder = Path(spec.path).expanduser()
     if not (folder / "config.json").is_file():
         siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         reason = "has no config.json" if folder.is_dir() else "does not exist"
         raise RecipeError(
-            f"model.path: folder {spec.path} {reason}; give a Hugging Face model folder or a hub id such as "
+            f"{field}.path: folder {spec.path} {reason}; give a Hugging Face model folder or a hub id such as "
             f"Qwen/Qwen2.5-1.5B{nearest(folder.name, siblings)}"
         )
     return []
@@ -122,8 +129,8 @@ def _check_distillation(recipe: DistillRecipe, made: list[str]) -> list[str]:
     if recipe.traces is not None and recipe.traces.path not in made:
         warnings += check_source(recipe.traces)
     if isinstance(recipe.teacher, LocalTeacher):
-        warnings += _check_model(recipe.teacher.model, made)
-    _check_rewards("rewards", recipe.rewards, columns)
+        warnings += check_model("teacher.model", recipe.teacher.model, made)
+    check_rewards("rewards", recipe.rewards, columns)
     warnings += check_settings(recipe)
     _check_writable(recipe.output_dir)
     return warnings
@@ -145,7 +152,7 @@ def _completion_template(spec: ProblemSpec) -> str:
     return resolve_template(spec.template).completion
 
 
-def _check_rewards(field: str, specs: list[RewardSpec], columns: list[str]) -> None:
+def check_rewards(field: str, specs: list[RewardSpec], columns: list[str]) -> None:
     for i, spec in enumerate(specs):
         try:
             reward = load_reward(spec)
@@ -229,6 +236,10 @@ def check(recipe: Any) -> str:
             from rl.distill.check import sampling_table
 
             parts += [f"# sampling{title}", *sampling_table(stage), ""]
+        elif isinstance(stage, DataRecipe):
+            from rl.check_data import source_table
+
+            parts += [f"# sources{title}", *source_table(stage), ""]
         elif not isinstance(stage, StagesRecipe):
             parts += [f"# memory{title} (estimate)", *memory_table(stage), ""]
     parts += [f"warning: {w}" for w in warnings] or ["no warnings"]

@@ -15,16 +15,20 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
+from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe
 
 PIPELINES: dict[str, type[BaseModel]] = {
+    "data": DataRecipe,
     "grpo": GRPORecipe,
     "sft": SFTRecipe,
     "eval": EvalRecipe,
     "distill": DistillRecipe,
     "stages": StagesRecipe,
 }
-Recipe = Annotated[GRPORecipe | SFTRecipe | EvalRecipe | DistillRecipe | StagesRecipe, Field(discriminator="pipeline")]
+Recipe = Annotated[
+    DataRecipe | GRPORecipe | SFTRecipe | EvalRecipe | DistillRecipe | StagesRecipe, Field(discriminator="pipeline")
+]
 SHIPPED = (Path(__file__).parent / "shipped_recipes", Path(__file__).parent.parent / "recipes")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl.recipe import GRPORecipe, StagesRecipe, TrainSpec
+from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe
 from rl.recipe_io import RecipeError, merge, nearest, validate
 from rl.run.progress import Progress
@@ -129,6 +130,9 @@ def _placeholders(stage: Any) -> dict[str, Any]:
     if isinstance(stage, DistillRecipe):
         folder = Path(stage.output_dir)
         return {"pool": str(folder / "pool.parquet"), "traces": str(folder / "traces.parquet"), "kept": 1, "samples": 1}
+    if isinstance(stage, DataRecipe):
+        folder = Path(stage.output_dir)
+        return {"problems": str(folder / "problems.parquet"), "card": str(folder / "card.md"), "kept": 1}
     if not isinstance(stage, TrainSpec):
         return {}
     fields = {"model": str(Path(stage.output_dir) / "model"), "seconds": 1.0, "updates": 1}
