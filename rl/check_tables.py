@@ -1,0 +1,102 @@
+"""What `rl check` prints of batches and memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rl.recipe import GRPORecipe, ModelSpec, SFTRecipe
+
+GiB = 1024**3
+
+
+def batch_table(recipe: GRPORecipe | SFTRecipe) -> list[str]:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if isinstance(recipe, SFTRecipe):
+        sft = recipe.sft
+        return [
+            f"documents per update      {sft.batch_size} ({sft.batch_size / world:g} per process, {world} process(es))",
+            f"tokens per micro-batch    {sft.tokens_per_microbatch} at most, per process",
+        ]
+    spec, rollout = recipe.grpo, recipe.rollout
+    rollouts = spec.prompts_per_step * spec.samples_per_prompt
+    batch = rollouts // spec.minibatches_per_step
+    updates = spec.minibatches_per_step * spec.epochs_per_step
+    tokens = batch * (rollout.max_prompt_tokens + rollout.max_tokens)
+    return [
+        f"completions per step      {spec.prompts_per_step} prompts x {spec.samples_per_prompt} samples = {rollouts}"
+        f" ({rollouts / world:g} per process, {world} process(es))",
+        f"updates per step          {spec.minibatches_per_step} mini-batches x {spec.epochs_per_step} epoch(s) = "
+        f"{updates}",
+        f"completions per update    {batch} = {spec.prompts_per_step // spec.minibatches_per_step} prompts x "
+        f"{spec.samples_per_prompt} samples",
+        f"tokens per micro-batch    {spec.tokens_per_microbatch} at most, per process",
+        f"micro-batches per update  {-(-tokens // (spec.tokens_per_microbatch * world))} per process at most "
+        f"(every completion {rollout.max_tokens} tokens long)",
+        f"in all                    {spec.steps} steps, {spec.steps * updates} updates, {spec.steps * rollouts} "
+        "completions",
+    ]
+
+
+def memory_table(recipe: Any) -> list[str]:
+    """Bytes per process. Weights and optimizer exactly; activations by a rule of thumb, said so."""
+    from rl.policy.load import is_local, load_tokenizer, model_config
+
+    spec: ModelSpec = recipe.model
+    if spec.scratch is not None:
+        config = model_config(spec, load_tokenizer(spec))
+    elif spec.path is not None and is_local(spec.path) and Path(spec.path).is_dir():
+        config = model_config(spec, None)
+    elif spec.preset is not None:
+        from model import MoEConfig
+
+        config = MoEConfig.preset(spec.preset, **spec.config)
+    else:
+        return [f"{spec.path}: not here yet, so its size is not known"]
+    count = parameter_count(config)
+    text = config.get_text_config()
+    low = 2 if spec.dtype == "bfloat16" else 4
+    rows = {"weights": count * low}
+    if isinstance(recipe, GRPORecipe | SFTRecipe):
+        rows["float32 masters"] = count * 4 if low == 2 else 0
+        rows["float32 gradients"] = count * 4
+        rows["Adam moments"] = count * 8
+        tokens = (recipe.grpo if isinstance(recipe, GRPORecipe) else recipe.sft).tokens_per_microbatch
+        # Rule of thumb, per token and layer: about 16 values of the hidden size and 4 of the feed-forward
+        # size are kept for the backward pass; with checkpointing one of the hidden size, and one layer whole.
+        layer = 16 * text.hidden_size + 4 * getattr(text, "intermediate_size", 4 * text.hidden_size)
+        if spec.gradient_checkpointing:
+            rows["activations (rough)"] = tokens * (text.num_hidden_layers * text.hidden_size + layer) * low
+        else:
+            rows["activations (rough)"] = tokens * text.num_hidden_layers * layer * low
+        rows["logits, one chunk"] = 3 * 4 * 1024 * text.vocab_size
+    if isinstance(recipe, GRPORecipe):
+        if recipe.grpo.kl.coefficient:
+            rows["reference"] = count * (low + 4 * (recipe.grpo.reference.ema is not None))
+        capacity = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
+        per_layer = cached_values(text) * low * recipe.rollout.max_slots * capacity
+        rows["key/value slots"] = text.num_hidden_layers * per_layer
+    lines = [f"{name:<22} {size / GiB:8.2f} GiB" for name, size in rows.items() if size]
+    return [f"parameters {count:,}", *lines, f"{'sum, at most':<22} {sum(rows.values()) / GiB:8.2f} GiB"]
+
+
+def cached_values(config: Any) -> int:
+    """Numbers that a layer keeps of one token while sampling."""
+    latent = getattr(config, "latent_values_per_token", None)
+    if latent is not None:
+        return int(latent)
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * heads * size)
+
+
+def parameter_count(config: Any) -> int:
+    """Parameters of the causal LM of a config, counted on the meta device."""
+    import torch
+
+    from rl.policy.load import model_from
+
+    with torch.device("meta"):
+        model = model_from(config)
+    return sum(p.numel() for p in model.parameters())
