@@ -1,0 +1,27 @@
+"use strict";
+// What both other scripts need. Completions are untrusted: strings enter the page as text nodes and attribute values,
+// never as markup.
+const DATA = JSON.parse(document.getElementById("report-data").textContent);
+
+function element(tag, attributes = {}, ...children) {
+  return filled(document.createElement(tag), attributes, children);
+}
+
+function drawn(tag, attributes = {}, ...children) {
+  return filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+}
+
+function filled(made, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+// A number as a person reads it; "–" for none.
+function shown(value, unit) {
+  if (value === null || value === undefined) return "–";
+  if (unit === "share") return `${+(100 * value).toPrecision(3)} %`;
+  const size = Math.abs(value);
+  const text = size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : String(+value.toPrecision(4));
+  return unit === "seconds" ? `${text} s` : text;
+}

@@ -1,0 +1,180 @@
+"""Which figures a run has: a plan of metrics to each, and what is left over. A figure without data is left out.
+
+Figures are plain data; `assets/charts.js` draws them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+from rl.report.read import Evaluation, RunData, number
+from rl.report.series import POINTS, Values, bins, column, matching, thinned, with_speeds
+
+Kind = Literal["lines", "stack", "heat"]
+Unit = Literal["number", "share", "count", "seconds"]
+GROUPS = ("Learning", "Policy", "Completions", "Optimizer", "Experts", "Speed", "Other")
+_MANY = 8  # lines that can be told apart by colour; more layers than that become a heat map
+_COLUMNS = 100  # of a heat map over steps
+
+
+@dataclass(frozen=True)
+class Series:
+    name: str
+    y: Values
+    error: Values | None = None  # standard errors
+
+
+@dataclass(frozen=True)
+class Figure:
+    """x and series for `lines` and `stack`; for `heat` rows are the series and x names the columns."""
+
+    group: str
+    title: str
+    kind: Kind
+    unit: Unit
+    x: list[int]
+    series: list[Series]
+    x_label: str = "step"
+    note: str = ""
+    log: bool = False
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Plan(NamedTuple):
+    group: str
+    title: str
+    metrics: tuple[str, ...]  # `name`, or `prefix/*`
+    unit: Unit = "number"
+    kind: Kind = "lines"
+    log: bool = False
+    zeros: bool = True  # whether a series of nothing but zeros is worth a line
+    note: str = ""
+
+
+PLANS = (
+    Plan("Learning", "Reward", ("reward", "reward/*"), note="total, weighted; each component, unweighted"),
+    Plan("Learning", "Reward deviation", ("reward_std",)),
+    Plan("Learning", "Verdicts", ("verdict/*",), "count", "stack", zeros=False),
+    Plan("Learning", "Rewards that did not apply", ("none/*",), "count", zeros=False),
+    Plan("Learning", "Informative groups", ("groups/informative",), "share", note="groups of unequal rewards"),
+    Plan("Learning", "Groups set aside", ("groups/uniform", "groups/resampled"), "count", zeros=False),
+    Plan("Learning", "Loss", ("loss",), note="nats per completion token"),
+    Plan("Learning", "Loss of the prediction modules", ("mtp_loss",), note="nats per token, without λ"),
+    Plan("Policy", "Entropy", ("entropy",), note="nats per token"),
+    Plan("Policy", "KL to the reference", ("kl",), note="nats per token"),
+    Plan("Policy", "Ratio π/π_old", ("ratio", "ratio_max")),
+    Plan("Policy", "Clipped tokens", ("clip_fraction",), "share"),
+    Plan("Policy", "Sampler against trainer", ("mismatch/k3", "mismatch/max"), log=True, note="nats; log scale"),
+    Plan("Policy", "Tokens off by over 10 %", ("mismatch/beyond_10pct",), "share", note="sampler against trainer"),
+    Plan("Completions", "Length", ("length/mean", "length/max"), note="tokens"),
+    Plan("Completions", "Truncated", ("length/truncated",), "share", note="completions that hit the limit"),
+    Plan("Optimizer", "Gradient norm", ("grad_norm",), note="before clipping"),
+    Plan("Optimizer", "Learning rate", ("learning_rate",)),
+    Plan("Optimizer", "Updates skipped", ("updates_skipped",), "count", zeros=False),
+    Plan("Experts", "Largest over mean load", ("moe/max_over_mean/*",), note="by layer; 1 is perfect balance"),
+    Plan("Experts", "Share of the busiest expert", ("moe/busiest/*",), "share", note="by layer"),
+    Plan("Experts", "Share of the idlest expert", ("moe/idlest/*",), "share", note="by layer"),
+    Plan("Experts", "Entropy of the loads", ("moe/load_entropy/*",), note="by layer, nats"),
+    Plan("Experts", "Entropy of the router", ("moe/router_entropy/*",), note="by layer, nats per token"),
+    Plan("Experts", "Balance loss", ("balance_loss",), note="with α"),
+    Plan("Speed", "Tokens per second", ("speed/sampled", "speed/trained")),
+    Plan("Speed", "Time of a step", ("phase/*",), "seconds", "stack"),
+    Plan("Speed", "Tokens per drafting step", ("drafts/tokens_per_step",)),
+    Plan("Speed", "Drafts accepted", ("drafts/accepted/*",), "share", note="by place in the draft"),
+)
+_SHARES = "moe/share/*"
+_LABELS = {"reward": "total", "ratio": "mean", "ratio_max": "max"}
+# In the figures in another form, or the same at every step.
+_NOT_SHOWN = ("step", "epoch", "completions", "tokens_trained", "time/*", "eval/*", _SHARES)
+
+
+def figures(run: RunData) -> list[Figure]:
+    """All figures of a run, accuracy first, grouped in the order of the plans."""
+    lines = [with_speeds(line) for line in run.training]
+    names = sorted({name for line in lines for name, value in line.items() if number(value) is not None})
+    found = [_accuracy(name, points, len(run.evaluations)) for name, points in run.evaluations.items()]
+    found += [_curves(plan, lines, names) for plan in (*PLANS, *_left_over(names))]
+    found.append(_last_shares(run.training))
+    present = [figure for figure in found if figure is not None]
+    return sorted(present, key=lambda figure: GROUPS.index(figure.group))
+
+
+def _curves(plan: Plan, lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure | None:
+    """A plan's metrics over the steps."""
+    columns = {name: column(lines, name) for pattern in plan.metrics for name in matching(pattern, names)}
+    if not plan.zeros:
+        columns = {name: values for name, values in columns.items() if any(values)}
+    # Of a single reward of weight 1 the total is the component.
+    columns = {n: v for n, v in columns.items() if not (n.startswith("reward/") and v == columns.get("reward"))}
+    if not columns:
+        return None
+    layers = plan.group == "Experts" and len(columns) > _MANY
+    places = bins(len(lines), _COLUMNS if layers else POINTS)
+    series = [Series(_label(name), thinned(v, places, peak=name.endswith("max"))) for name, v in columns.items()]
+    size = len(places[0])
+    note = "; ".join(filter(None, [plan.note, f"a point is the mean of {size} steps" if size > 1 else ""]))
+    steps = [int(lines[place[-1]]["step"]) for place in places]
+    kind: Kind = "heat" if layers else plan.kind
+    return Figure(plan.group, plan.title, kind, plan.unit, steps, series, note=note, log=plan.log)
+
+
+def _left_over(names: Sequence[str]) -> list[Plan]:
+    """A plan for every metric that none of ours shows, those of one prefix together."""
+    shown = [*_NOT_SHOWN, *(metric for plan in PLANS for metric in plan.metrics)]
+    rest = [name for name in names if not any(matching(pattern, [name]) for pattern in shown)]
+    titles = dict.fromkeys(name.rsplit("/", 1)[0] for name in rest)
+    return [
+        Plan("Other", title, tuple(n for n in rest if n.rsplit("/", 1)[0] == title), zeros=False) for title in titles
+    ]
+
+
+def _accuracy(name: str, points: Sequence[Evaluation], sets: int) -> Figure | None:
+    """avg@k, pass@k and maj@k with their standard errors, where a set was evaluated more than once."""
+    if len(points) < 2:
+        return None
+    last = points[-1].metrics
+    k = int(last.get("samples") or 1)
+    metrics = {"avg": f"avg@{k}", f"pass@{k}": f"pass@{k}", f"maj@{k}": f"maj@{k}"}
+    series = []
+    for metric, label in metrics.items():
+        values = [point.metrics.get(metric) for point in points]
+        if any(value is not None for value in values):
+            series.append(Series(label, values, [point.metrics.get(f"{metric}_se") for point in points]))
+    title = "Accuracy" if sets == 1 else f"Accuracy, {name}"
+    problems = f"{last['problems']:.0f} problems, " if last.get("problems") else ""
+    note = f"{name}; {problems}bars are standard errors"
+    return Figure("Learning", title, "lines", "share", [point.step for point in points], series, note=note)
+
+
+def _last_shares(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """The share of every expert in the last step that lists them, in fair shares (1 is perfect balance)."""
+    prefix = _SHARES[:-1]
+    for line in reversed(lines):
+        shares = {name: line[name] for name in matching(_SHARES, line) if isinstance(line[name], list) and line[name]}
+        if shares:
+            experts = max(len(row) for row in shares.values())
+            rows = [
+                Series(f"layer {name.removeprefix(prefix)}", [_times(value, len(row)) for value in row])
+                for name, row in shares.items()
+            ]
+            note = f"of all experts, at step {line['step']}; 1 is a fair share"
+            return Figure(
+                "Experts", "Load of every expert", "heat", "number", list(range(experts)), rows, "expert", note
+            )
+    return None
+
+
+def _times(value: Any, experts: int) -> float | None:
+    share = number(value)
+    return None if share is None else float(f"{share * experts:.4g}")
+
+
+def _label(name: str) -> str:
+    """A metric's name in a legend: the part after its prefix."""
+    if name in _LABELS:
+        return _LABELS[name]
+    return f"{'layer ' if name.startswith('moe/') else ''}{name.rsplit('/', 1)[-1]}"
