@@ -54,7 +54,7 @@ class Browser:
         self.session = self.send("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
 
     def go(self, page: Path) -> None:
-        self.command("POST", "url", {"url": page.as_uri()})
+        self.command("POST", "url", {"url": page.resolve().as_uri()})
 
     def script(self, code: str, *arguments: Any) -> Any:
         return self.command("POST", "execute/sync", {"script": code, "args": list(arguments)})

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
+from rewards.compose import VERDICTS
 from rl.report.read import Evaluation, RunData, number
 from rl.report.series import POINTS, Values, bins, column, matching, thinned, with_speeds
 
 Kind = Literal["lines", "stack", "heat"]
 Unit = Literal["number", "share", "count", "seconds"]
-GROUPS = ("Learning", "Policy", "Completions", "Optimizer", "Experts", "Speed", "Other")
+GROUPS = ("Learning", "Completions", "Updates", "Experts", "Speed", "Other")
 _MANY = 8  # lines that can be told apart by colour; more layers than that become a heat map
 _COLUMNS = 100  # of a heat map over steps
 
@@ -55,26 +56,35 @@ class Plan(NamedTuple):
     note: str = ""
 
 
+PHASES = tuple(f"phase/{name}" for name in ("rollout", "reward", "old_logprobs", "train", "sync"))
 PLANS = (
-    Plan("Learning", "Reward", ("reward", "reward/*"), note="total, weighted; each component, unweighted"),
-    Plan("Learning", "Reward deviation", ("reward_std",)),
-    Plan("Learning", "Verdicts", ("verdict/*",), "count", "stack", zeros=False),
-    Plan("Learning", "Rewards that did not apply", ("none/*",), "count", zeros=False),
+    Plan("Learning", "Reward", ("reward", "reward/*"), note="weighted total; components unweighted"),
+    Plan("Learning", "Reward deviation", ("reward_std",), note="over completions"),
     Plan("Learning", "Informative groups", ("groups/informative",), "share", note="groups of unequal rewards"),
-    Plan("Learning", "Groups set aside", ("groups/uniform", "groups/resampled"), "count", zeros=False),
+    Plan("Learning", "Groups resampled", ("groups/resampled",), "count", zeros=False, note="by dynamic sampling"),
     Plan("Learning", "Loss", ("loss",), note="nats per completion token"),
     Plan("Learning", "Loss of the prediction modules", ("mtp_loss",), note="nats per token, without λ"),
-    Plan("Policy", "Entropy", ("entropy",), note="nats per token"),
-    Plan("Policy", "KL to the reference", ("kl",), note="nats per token"),
-    Plan("Policy", "Ratio π/π_old", ("ratio", "ratio_max")),
-    Plan("Policy", "Clipped tokens", ("clip_fraction",), "share"),
-    Plan("Policy", "Sampler against trainer", ("mismatch/k3", "mismatch/max"), log=True, note="nats; log scale"),
-    Plan("Policy", "Tokens off by over 10 %", ("mismatch/beyond_10pct",), "share", note="sampler against trainer"),
+    Plan("Learning", "Gradient norm", ("grad_norm",), note="before clipping"),
+    Plan("Learning", "Learning rate", ("learning_rate",)),
+    Plan("Learning", "Updates skipped", ("updates_skipped",), "count", zeros=False, note="gradient not finite"),
+    Plan(
+        "Completions",
+        "Verdicts",
+        tuple(f"verdict/{verdict}" for verdict in VERDICTS),
+        "count",
+        "stack",
+        zeros=False,
+        note="completions",
+    ),
+    Plan("Completions", "Rewards that did not apply", ("none/*",), "count", zeros=False, note="completions"),
     Plan("Completions", "Length", ("length/mean", "length/max"), note="tokens"),
     Plan("Completions", "Truncated", ("length/truncated",), "share", note="completions that hit the limit"),
-    Plan("Optimizer", "Gradient norm", ("grad_norm",), note="before clipping"),
-    Plan("Optimizer", "Learning rate", ("learning_rate",)),
-    Plan("Optimizer", "Updates skipped", ("updates_skipped",), "count", zeros=False),
+    Plan("Completions", "Entropy", ("entropy",), note="nats per token"),
+    Plan("Completions", "KL to the reference", ("kl",), note="nats per token"),
+    Plan("Updates", "Ratio π/π_old", ("ratio", "ratio_max"), note="over trained tokens"),
+    Plan("Updates", "Clipped tokens", ("clip_fraction",), "share", note="whose gradient is cut off"),
+    Plan("Updates", "Sampler against trainer", ("mismatch/k3", "mismatch/max"), log=True, note="nats, log scale"),
+    Plan("Updates", "Tokens off by over 10 %", ("mismatch/beyond_10pct",), "share", note="sampler against trainer"),
     Plan("Experts", "Largest over mean load", ("moe/max_over_mean/*",), note="by layer; 1 is perfect balance"),
     Plan("Experts", "Share of the busiest expert", ("moe/busiest/*",), "share", note="by layer"),
     Plan("Experts", "Share of the idlest expert", ("moe/idlest/*",), "share", note="by layer"),
@@ -82,14 +92,14 @@ PLANS = (
     Plan("Experts", "Entropy of the router", ("moe/router_entropy/*",), note="by layer, nats per token"),
     Plan("Experts", "Balance loss", ("balance_loss",), note="with α"),
     Plan("Speed", "Tokens per second", ("speed/sampled", "speed/trained")),
-    Plan("Speed", "Time of a step", ("phase/*",), "seconds", "stack"),
+    Plan("Speed", "Time of a step", (*PHASES, "phase/*"), "seconds", "stack", note="on the first process"),
     Plan("Speed", "Tokens per drafting step", ("drafts/tokens_per_step",)),
     Plan("Speed", "Drafts accepted", ("drafts/accepted/*",), "share", note="by place in the draft"),
 )
 _SHARES = "moe/share/*"
 _LABELS = {"reward": "total", "ratio": "mean", "ratio_max": "max"}
-# In the figures in another form, or the same at every step.
-_NOT_SHOWN = ("step", "epoch", "completions", "tokens_trained", "time/*", "eval/*", _SHARES)
+# In the figures in another form, or of no interest.
+_NOT_SHOWN = ("step", "epoch", "completions", "tokens_trained", "groups/uniform", "time/*", "eval/*", _SHARES)
 
 
 def figures(run: RunData) -> list[Figure]:
@@ -101,6 +111,11 @@ def figures(run: RunData) -> list[Figure]:
     found.append(_last_shares(run.training))
     present = [figure for figure in found if figure is not None]
     return sorted(present, key=lambda figure: GROUPS.index(figure.group))
+
+
+def steps_per_point(run: RunData) -> int:
+    """How many neighbouring steps a point of a curve is the mean of."""
+    return max(map(len, bins(len(run.training))), default=1)
 
 
 def _curves(plan: Plan, lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure | None:
@@ -115,8 +130,9 @@ def _curves(plan: Plan, lines: Sequence[Mapping[str, Any]], names: Sequence[str]
     layers = plan.group == "Experts" and len(columns) > _MANY
     places = bins(len(lines), _COLUMNS if layers else POINTS)
     series = [Series(_label(name), thinned(v, places, peak=name.endswith("max"))) for name, v in columns.items()]
-    size = len(places[0])
-    note = "; ".join(filter(None, [plan.note, f"a point is the mean of {size} steps" if size > 1 else ""]))
+    note = plan.note
+    if len(series) == 1 and plan.metrics[0].endswith("*"):  # it has no legend to tell which one it is
+        note = "; ".join(filter(None, [series[0].name, note]))
     steps = [int(lines[place[-1]]["step"]) for place in places]
     kind: Kind = "heat" if layers else plan.kind
     return Figure(plan.group, plan.title, kind, plan.unit, steps, series, note=note, log=plan.log)
@@ -126,9 +142,12 @@ def _left_over(names: Sequence[str]) -> list[Plan]:
     """A plan for every metric that none of ours shows, those of one prefix together."""
     shown = [*_NOT_SHOWN, *(metric for plan in PLANS for metric in plan.metrics)]
     rest = [name for name in names if not any(matching(pattern, [name]) for pattern in shown)]
-    titles = dict.fromkeys(name.rsplit("/", 1)[0] for name in rest)
+    together: dict[str, list[str]] = {}
+    for name in rest:
+        together.setdefault(name.rsplit("/", 1)[0], []).append(name)
     return [
-        Plan("Other", title, tuple(n for n in rest if n.rsplit("/", 1)[0] == title), zeros=False) for title in titles
+        Plan("Other", prefix if len(of_one) > 1 else of_one[0], tuple(of_one), zeros=False)
+        for prefix, of_one in together.items()
     ]
 
 
@@ -144,9 +163,8 @@ def _accuracy(name: str, points: Sequence[Evaluation], sets: int) -> Figure | No
         values = [point.metrics.get(metric) for point in points]
         if any(value is not None for value in values):
             series.append(Series(label, values, [point.metrics.get(f"{metric}_se") for point in points]))
-    title = "Accuracy" if sets == 1 else f"Accuracy, {name}"
-    problems = f"{last['problems']:.0f} problems, " if last.get("problems") else ""
-    note = f"{name}; {problems}bars are standard errors"
+    problems = f"{last['problems']:.0f} problems; " if last.get("problems") else ""
+    title, note = f"Accuracy, {name}" if sets > 1 else "Accuracy", f"{problems}bars are standard errors"
     return Figure("Learning", title, "lines", "share", [point.step for point in points], series, note=note)
 
 
@@ -161,7 +179,7 @@ def _last_shares(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
                 Series(f"layer {name.removeprefix(prefix)}", [_times(value, len(row)) for value in row])
                 for name, row in shares.items()
             ]
-            note = f"of all experts, at step {line['step']}; 1 is a fair share"
+            note = f"at step {line['step']}; a column is an expert, 1 a fair share"
             return Figure(
                 "Experts", "Load of every expert", "heat", "number", list(range(experts)), rows, "expert", note
             )

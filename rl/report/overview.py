@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rl.report.read import Evaluation, RunData, number
@@ -11,15 +12,29 @@ COLUMNS = (
     "stage", "kind", "state", "steps", "updates", "training time", "problems", "n", "at the start", "avg@k ± s.e.",
     "pass@k", "maj@k",
 )  # fmt: skip
-_RUN = 6  # the first columns tell of the run, the others of one of its problem sets
+_RUN = 6  # columns that tell of the run; the others tell of one of its problem sets
 _NO_FACT = ("pipeline", "recipe", "content")  # of a summary: told elsewhere, or long
 
 
-def overview(runs: Sequence[RunData]) -> tuple[list[str], list[list[list[str]]]]:
-    """Columns, and for each run its rows, one for each problem set (or one). A column without a value is left out."""
+@dataclass(frozen=True)
+class Overview:
+    """A table: for each run its rows, one for each problem set (or one). The first `of_run` columns are the same in
+    all rows of a run."""
+
+    columns: list[str]
+    of_run: int
+    bodies: list[list[list[str]]]
+
+
+def overview(runs: Sequence[RunData], named: bool) -> Overview:
+    """Without columns that have no value; `named`: with the name of each run."""
     bodies = [_rows(run) for run in runs]
-    used = [i for i in range(len(COLUMNS)) if i == 0 or any(row[i] for rows in bodies for row in rows)]
-    return [COLUMNS[i] for i in used], [[[row[i] for i in used] for row in rows] for rows in bodies]
+    used = [i for i in range(0 if named else 1, len(COLUMNS)) if any(row[i] for rows in bodies for row in rows)]
+    return Overview(
+        [COLUMNS[i] for i in used],
+        sum(i < _RUN for i in used),
+        [[[row[i] for i in used] for row in rows] for rows in bodies],
+    )
 
 
 def state(run: RunData) -> str:
@@ -30,7 +45,7 @@ def state(run: RunData) -> str:
         return "not begun"
     planned = _at(run.recipe, "grpo.steps") or _at(run.recipe, "sft.steps")
     done = max((int(line["step"]) for line in run.training), default=0)
-    return f"not finished: step {done}" + (f" of {planned}" if planned else "")
+    return f"unfinished, step {done}" + (f" of {planned}" if planned else "")
 
 
 def facts(run: RunData) -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ from string import Template
 from typing import Any
 
 from rl.report.completions import Source
-from rl.report.figures import Figure, figures
-from rl.report.overview import facts, overview, state
+from rl.report.figures import Figure, figures, steps_per_point
+from rl.report.overview import Overview, facts, overview, state
 from rl.report.read import Report, RunData
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -72,21 +72,28 @@ def _navigation(report: Report, with_completions: bool) -> str:
 
 
 def _overview(report: Report) -> str:
-    columns, bodies = overview(report.runs)
-    if not report.stages:  # the name of the only run is the title
-        columns, bodies = columns[1:], [[row[1:] for row in rows] for rows in bodies]
-    head = "".join(f'<th scope="col"{_words(name)}>{escape(name)}</th>' for name in columns)
-    body = "".join(f"<tbody>{''.join(_row(columns, row) for row in rows)}</tbody>" for rows in bodies)
+    table = overview(report.runs, named=report.stages)
+    head = "".join(f'<th scope="col"{_words(name)}>{escape(name)}</th>' for name in table.columns)
+    body = "".join(f"<tbody>{_rows(table, rows)}</tbody>" for rows in table.bodies)
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Results">'
         f'<table class="overview"><thead><tr>{head}</tr></thead>{body}</table></div>'
     )
 
 
-def _row(columns: Sequence[str], row: Sequence[str]) -> str:
-    first = f'<th scope="row">{escape(row[0])}</th>'
-    cells = [f"<td{_words(name)}>{escape(value)}</td>" for name, value in zip(columns[1:], row[1:], strict=True)]
-    return f"<tr>{first}{''.join(cells)}</tr>"
+def _rows(table: Overview, rows: Sequence[Sequence[str]]) -> str:
+    """The rows of one run; cells that would be the same in all of them are one."""
+    made = []
+    for r, row in enumerate(rows):
+        cells = []
+        for c, (name, value) in enumerate(zip(table.columns, row, strict=True)):
+            if c >= table.of_run:
+                cells.append(f"<td{_words(name)}>{escape(value)}</td>")
+            elif r == 0:
+                tag, scope = ("th", ' scope="rowgroup"') if c == 0 else ("td", "")
+                cells.append(f'<{tag}{scope} rowspan="{len(rows)}"{_words(name)}>{escape(value)}</{tag}>')
+        made.append(f"<tr>{''.join(cells)}</tr>")
+    return "".join(made)
 
 
 def _words(column: str) -> str:
@@ -97,12 +104,14 @@ def _section(run: RunData, number: int, drawn: Sequence[Figure], first: int, nam
     """A run's facts, figures by group, documents, recipe and versions. first: number of its first figure."""
     name = escape(run.name if named else "Run")
     anchor = f"run-{number}"
-    listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts(run))
+    listed = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts(run))
     parts = [
         f'<section aria-labelledby="{anchor}">',
         f'<h2 id="{anchor}">{name}</h2>',
         f'<dl class="facts">{listed}</dl>',
     ]
+    if steps_per_point(run) > 1:
+        parts.append(f'<p class="note">A point of a curve is the mean of {steps_per_point(run)} steps.</p>')
     for group in dict.fromkeys(figure.group for figure in drawn):
         framed = [_figure(figure, first + i) for i, figure in enumerate(drawn) if figure.group == group]
         parts.append(f'<h3>{escape(group)}</h3><div class="figures">{"".join(framed)}</div>')
@@ -113,8 +122,8 @@ def _section(run: RunData, number: int, drawn: Sequence[Figure], first: int, nam
 
 
 def _figure(figure: Figure, number: int) -> str:
-    note = f' <span class="note">{escape(figure.note)}</span>' if figure.note else ""
-    caption = f"<figcaption><strong>{escape(figure.title)}</strong>{note}</figcaption>"
+    title, note = escape(figure.title), escape(figure.note)
+    caption = f'<figcaption><strong>{title}</strong><span class="note">{note}</span></figcaption>'
     return f'<figure data-figure="{number}">{caption}</figure>'
 
 

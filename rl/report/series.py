@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rewards.compose import VERDICTS
 from rl.report.read import number
 
 POINTS = 500  # of a curve; longer ones are averaged over neighbouring steps
@@ -62,9 +61,7 @@ def with_speeds(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _natural(name: str) -> tuple[Any, ...]:
-    last = name.rsplit("/", 1)[-1]
-    known = VERDICTS.index(last) if last in VERDICTS else len(VERDICTS)
-    return (known, *((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)))
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name))
 
 
 def _product(a: float | None, b: float | None) -> float | None:

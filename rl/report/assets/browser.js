@@ -105,7 +105,7 @@ function opened(row) {
   return element(
     "div",
     { class: "sample" },
-    element("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", { dir: "auto" }, value)])),
+    element("dl", { class: "facts" }, ...facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, value)))),
     element("h4", {}, "Prompt"),
     text(row.prompt, "Prompt"),
     element("h4", {}, "Completion"),

@@ -10,7 +10,7 @@ function mount(holder, figure) {
   const tip = element("div", { class: "tip", role: "status" });
   tip.hidden = true;
   holder.append(plot, tip);
-  if (figure.kind === "heat") holder.append(element("p", { class: "note values" }, heatScale(figure)));
+  if (figure.kind === "heat") holder.append(heatScale(figure));
   else if (figure.series.length > 1) holder.append(legend(figure, hidden, () => redraw()));
   holder.append(valuesTable(figure));
 
@@ -94,11 +94,13 @@ function curves(figure, hidden, width) {
   }
   for (const tick of span ? wholeTicks(x[0], x.at(-1), Math.floor((width - left) / 70)) : [x[0]]) {
     const at = span ? left + ((tick - x[0]) / span) * (width - left - RIGHT) : X(0);
+    if (at < left + 48) continue; // here stands the name of the axis
     const anchor = at > width - RIGHT - 12 ? "end" : "middle";
     svg.append(drawn("text", { x: at, y: HEIGHT - 5, "text-anchor": anchor }, String(tick)));
   }
+  svg.append(drawn("text", { x: left, y: HEIGHT - 5 }, figure.x_label));
   if (layers) layers.forEach((layer) => svg.append(area(layer, x, X, Y)));
-  else seen.forEach((series) => svg.append(curve(series, x, X, Y, scale.shows)));
+  else seen.forEach((series) => svg.append(curve(figure, series, X, Y, scale.shows)));
 
   const cursor = drawn("g", {});
   svg.append(cursor);
@@ -128,7 +130,7 @@ function curves(figure, hidden, width) {
   };
 }
 
-function curve({ name, y, error, i }, x, X, Y, shows) {
+function curve(figure, { name, y, error, i }, X, Y, shows) {
   const group = drawn("g", { class: colour(name, i) });
   let path = "";
   y.forEach((value, at) => {
@@ -136,14 +138,20 @@ function curve({ name, y, error, i }, x, X, Y, shows) {
     const begins = at === 0 || !shows(y[at - 1]);
     const ends = at === y.length - 1 || !shows(y[at + 1]);
     path += `${begins ? "M" : "L"}${X(at).toFixed(1)} ${Y(value).toFixed(1)}`;
-    if ((begins && ends) || x.length <= 30) group.append(drawn("circle", { class: "dot", cx: X(at), cy: Y(value), r: 2.4 }));
+    if ((begins && ends) || y.length <= 30) group.append(drawn("circle", { class: "dot", cx: X(at), cy: Y(value), r: 2.4 }));
     if (error && error[at]) {
-      const low = Y(value - error[at]), high = Y(value + error[at]);
+      const [low, high] = between(figure, value, error[at]).map(Y);
       group.append(drawn("path", { class: "bar", d: `M${X(at)} ${low}V${high}M${X(at) - 3} ${low}h6M${X(at) - 3} ${high}h6` }));
     }
   });
   group.append(drawn("path", { class: "curve", d: path }));
   return group;
+}
+
+// Where an error bar begins and ends: a share stays one.
+function between(figure, value, error) {
+  const ends = [value - error, value + error];
+  return figure.unit === "share" ? [Math.max(0, ends[0]), Math.min(1, ends[1])] : ends;
 }
 
 function stacked(seen) {
@@ -167,7 +175,7 @@ function verticalScale(figure, seen, layers) {
   const shows = (value) => value !== null && (!figure.log || value > 0);
   const values = layers
     ? [0, ...layers.flatMap((layer) => layer.high)]
-    : seen.flatMap(({ y, error }) => y.flatMap((v, i) => (shows(v) ? [v - (error?.[i] ?? 0), v + (error?.[i] ?? 0)] : [])));
+    : seen.flatMap(({ y, error }) => y.flatMap((v, i) => (shows(v) ? between(figure, v, error?.[i] ?? 0) : [])));
   if (!values.length) return { shows, at: () => 0.5, ticks: [0] };
   let low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
   if (figure.log) {
@@ -209,7 +217,7 @@ function heatRange(figure) {
 
 function heatScale(figure) {
   const [low, high] = heatRange(figure);
-  return `pale ${shown(low, figure.unit)}, strong ${shown(high, figure.unit)}`;
+  return element("p", { class: "ramp" }, shown(low, figure.unit), element("span"), shown(high, figure.unit));
 }
 
 function heatMap(figure, _, width) {

@@ -22,6 +22,6 @@ function shown(value, unit) {
   if (value === null || value === undefined) return "–";
   if (unit === "share") return `${+(100 * value).toPrecision(3)} %`;
   const size = Math.abs(value);
-  const text = size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : String(+value.toPrecision(4));
+  const text = size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e") : String(+value.toPrecision(4));
   return unit === "seconds" ? `${text} s` : text;
 }
