@@ -9,7 +9,7 @@ from typing import Any
 from rl.report.read import Evaluation, RunData, number
 
 COLUMNS = (
-    "stage", "kind", "state", "steps", "updates", "training time", "problems", "n", "at the start", "avg@k ± s.e.",
+    "stage", "kind", "state", "steps", "updates", "time", "problems", "n", "k", "at the start", "avg@k ± s.e.",
     "pass@k", "maj@k",
 )  # fmt: skip
 _RUN = 6  # columns that tell of the run; the others tell of one of its problem sets
@@ -99,8 +99,9 @@ def _result(name: str, points: Sequence[Evaluation]) -> list[str]:
     return [
         name,
         _number(last.get("problems")),
+        str(k),
         _share(start, "avg"),
-        f"{_share(last, 'avg')} (k={k})",
+        _share(last, "avg"),
         _share(last, f"pass@{k}"),
         _share(last, f"maj@{k}"),
     ]

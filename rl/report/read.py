@@ -180,7 +180,7 @@ def _yaml(text: str, path: Path) -> dict[str, Any]:
     try:
         return _mapping(yaml.safe_load(text))
     except yaml.YAMLError as error:
-        raise ReportError(f"{path} is not YAML: {error}") from error
+        raise ReportError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -10,11 +10,16 @@ if (completions.length) start();
 
 function start() {
   const total = DATA.sources.reduce((sum, source) => sum + source.total, 0);
-  document.getElementById("browser-about").textContent =
-    completions.length === total
-      ? `All ${total.toLocaleString("en")} completions of the run.`
-      : `${completions.length.toLocaleString("en")} of ${total.toLocaleString("en")} completions, spread over the steps; ` +
-        "rare verdicts are shown more often than they occur. `python -m rl samples RUN_DIR` lists all.";
+  document.getElementById("browser-about").append(
+    ...(completions.length === total
+      ? [`All ${total.toLocaleString("en")} completions.`]
+      : [
+          `${completions.length.toLocaleString("en")} of ${total.toLocaleString("en")} completions, spread over the steps; `,
+          "rare verdicts are shown more often than they occur. ",
+          element("code", {}, "python -m rl samples RUN_DIR"),
+          " lists all.",
+        ]),
+  );
   DATA.sources.forEach((source, i) => {
     if (source.rows.length) controls.source.append(element("option", { value: i }, `${label(source)} (${source.rows.length})`));
   });

@@ -14,14 +14,15 @@ function mount(holder, figure) {
   else if (figure.series.length > 1) holder.append(legend(figure, hidden, () => redraw()));
   holder.append(valuesTable(figure));
 
-  let chart = null;
+  let chart = null, place = null; // where the cursor is
   function redraw() {
-    tip.hidden = true;
     chart = (figure.kind === "heat" ? heatMap : curves)(figure, hidden, Math.max(200, plot.clientWidth));
     plot.replaceChildren(chart.svg);
+    if (place !== null) show(place);
   }
-  function show(place) {
-    const { title, rows, x } = chart.mark(place);
+  function show(at) {
+    place = at;
+    const { title, rows, x } = chart.mark(at);
     tip.replaceChildren(element("strong", {}, title), element("ul", {}, ...rows));
     tip.hidden = false;
     const room = holder.clientWidth - tip.offsetWidth - 8;
@@ -29,6 +30,7 @@ function mount(holder, figure) {
     tip.style.left = `${Math.max(8, right <= room ? right : Math.min(room, plot.offsetLeft + x - tip.offsetWidth - 14))}px`;
   }
   function hide() {
+    place = null;
     tip.hidden = true;
     chart.mark(null);
   }
@@ -40,10 +42,10 @@ function mount(holder, figure) {
   plot.addEventListener("blur", hide);
   plot.addEventListener("keydown", (event) => {
     if (event.key === "Escape") hide();
-    const place = chart.moved(event.key);
-    if (place === null) return;
+    const to = chart.moved(event.key, place);
+    if (to === undefined) return;
     event.preventDefault();
-    show(place);
+    show(to);
   });
   new ResizeObserver(() => redraw()).observe(plot);
 }
@@ -104,16 +106,14 @@ function curves(figure, hidden, width) {
 
   const cursor = drawn("g", {});
   svg.append(cursor);
-  let place = null;
   return {
     svg,
     nearest: (atX) => x.reduce((best, _, i) => (Math.abs(X(i) - atX) < Math.abs(X(best) - atX) ? i : best), 0),
-    moved(key) {
-      const to = { ArrowLeft: (place ?? x.length) - 1, ArrowRight: (place ?? -1) + 1, Home: 0, End: x.length - 1 }[key];
-      return to === undefined ? null : Math.min(x.length - 1, Math.max(0, to));
+    moved(key, from) {
+      const to = { ArrowLeft: (from ?? x.length) - 1, ArrowRight: (from ?? -1) + 1, Home: 0, End: x.length - 1 }[key];
+      return to === undefined ? to : Math.min(x.length - 1, Math.max(0, to));
     },
     mark(at) {
-      place = at;
       cursor.replaceChildren();
       if (at === null) return null;
       cursor.append(drawn("line", { class: "cursor", x1: X(at), x2: X(at), y1: TOP, y2: HEIGHT - BOTTOM }));
@@ -242,17 +242,15 @@ function heatMap(figure, _, width) {
     svg.append(drawn("text", { x: left + (i + 0.5) * across, y: height - 5, "text-anchor": "middle" }, String(x[i])));
   }
   const frame = drawn("rect", { class: "frame", width: across, height: rowHeight });
-  let place = null;
   const within = (row, i) => [Math.min(series.length - 1, Math.max(0, row)), Math.min(x.length - 1, Math.max(0, i))];
   return {
     svg,
     nearest: (atX, atY) => within(Math.floor((atY - TOP) / rowHeight), Math.floor((atX - left) / across)),
-    moved(key) {
+    moved(key, from) {
       const by = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[key];
-      return by && (place ? within(place[0] + by[0], place[1] + by[1]) : [0, 0]);
+      return by && (from ? within(from[0] + by[0], from[1] + by[1]) : [0, 0]);
     },
     mark(at) {
-      place = at;
       frame.remove();
       if (at === null) return null;
       const [row, i] = at;
