@@ -98,13 +98,14 @@ function item(row) {
 }
 
 function opened(row) {
+  const source = DATA.sources[row.from];
   const parts = Object.entries(row.components).map(([name, value]) => `${name} ${shown(value)}`);
   const facts = [
     ["gold answer", row.answer],
     ["components", parts.join(", ")],
-    ["advantage", shown(row.advantage)],
+    ["advantage", source.name === "training" ? shown(row.advantage) : ""],
     ["finish", row.finish === "length" ? "length: cut off at the limit" : row.finish],
-    ["from", label(DATA.sources[row.from])],
+    ["from", label(source)],
     ["problem", `${row.id}, group ${row.group}`],
   ].filter(([, value]) => value);
   return element(

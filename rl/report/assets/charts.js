@@ -84,16 +84,17 @@ function curves(figure, hidden, width) {
   const seen = figure.series.map((series, i) => ({ ...series, i })).filter(({ i }) => !hidden.has(i));
   const layers = figure.kind === "stack" ? stacked(seen) : null;
   const scale = verticalScale(figure, seen, layers);
-  const left = 10 + 6.6 * Math.max(...scale.ticks.map((tick) => shown(tick, figure.unit).length));
+  const labels = scale.ticks.map((tick) => shown(tick, figure.unit, 7)); // ticks near 1.00002 must differ
+  const left = 10 + 6.6 * Math.max(...labels.map((text) => text.length));
   const { x } = figure;
   const span = x.at(-1) - x[0];
   const X = (i) => (span ? left + ((x[i] - x[0]) / span) * (width - left - RIGHT) : (left + width - RIGHT) / 2);
   const Y = (value) => TOP + (1 - scale.at(value)) * (HEIGHT - TOP - BOTTOM);
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT });
-  for (const tick of scale.ticks) {
+  scale.ticks.forEach((tick, n) => {
     svg.append(drawn("line", { class: "grid", x1: left, x2: width - RIGHT, y1: Y(tick), y2: Y(tick) }));
-    svg.append(drawn("text", { x: left - 6, y: Y(tick) + 4, "text-anchor": "end" }, shown(tick, figure.unit)));
-  }
+    svg.append(drawn("text", { x: left - 6, y: Y(tick) + 4, "text-anchor": "end" }, labels[n]));
+  });
   for (const tick of span ? wholeTicks(x[0], x.at(-1), Math.floor((width - left) / 70)) : [x[0]]) {
     const at = span ? left + ((tick - x[0]) / span) * (width - left - RIGHT) : X(0);
     if (at < left + 48) continue; // here stands the name of the axis

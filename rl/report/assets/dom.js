@@ -17,11 +17,11 @@ function filled(made, attributes, children) {
   return made;
 }
 
-// A number as a person reads it; "–" for none.
-function shown(value, unit) {
+// A number as a person reads it, rounded to so many digits; "–" for none.
+function shown(value, unit, digits = unit === "share" ? 3 : 4) {
   if (value === null || value === undefined) return "–";
-  if (unit === "share") return `${+(100 * value).toPrecision(3)} %`;
+  if (unit === "share") return `${+(100 * value).toPrecision(digits)} %`;
   const size = Math.abs(value);
-  const text = size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e") : String(+value.toPrecision(4));
+  const text = size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e") : String(+value.toPrecision(digits));
   return unit === "seconds" ? `${text} s` : text;
 }
