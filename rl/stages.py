@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl.recipe import GRPORecipe, StagesRecipe, TrainSpec
-from rl.recipe_io import RecipeError, dump, merge, nearest, validate
+from rl.recipe_io import RecipeError, merge, nearest, validate
+from rl.run.folder import write_stages
 from rl.run.progress import Progress
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong recipe should be told at once
@@ -42,9 +43,8 @@ def run_stages(recipe: StagesRecipe, run_one: Callable[[Any], dict[str, Any]], p
     """Runs each stage in order; prints a table of what each one reached."""
     progress = Progress(enabled=processes.rank == 0)
     stage_recipes(recipe)  # every stage is checked before the first one starts
-    if processes.rank == 0:  # the order of the stages, and those that are still to come, for `rl report`
-        Path(recipe.output_dir).mkdir(parents=True, exist_ok=True)
-        (Path(recipe.output_dir) / "stages.yaml").write_text(dump(recipe), encoding="utf-8")
+    if processes.rank == 0:
+        write_stages(recipe)
     summaries: dict[str, dict[str, Any]] = {}
     for name in recipe.stages:
         stage = stage_recipes(recipe, summaries)[name]

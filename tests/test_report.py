@@ -14,6 +14,7 @@ import pytest
 from report_runs import HOSTILE, grpo_run, pipeline, sample, sft_run, write_run, write_samples
 
 from recipes import PROBLEMS, grpo, sft
+from recipes import run as run_command
 from rl.__main__ import main
 from rl.recipe_io import validate
 from rl.report.completions import LONGEST_COMPLETION, choose, pick, shares, shortened
@@ -286,6 +287,13 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.html", "b.html"):
         assert main(["report", str(folder), "--out", str(tmp_path / name), "--samples", "9"]) == 0
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_a_report_needs_no_torch(tmp_path: Path) -> None:
+    folder = sft_run(tmp_path / "run", 3)
+    code = "import sys; from rl.__main__ import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    result = run_command("report", str(folder), code=code)
+    assert result.stdout.splitlines() == [str(folder / "report.html"), "False"], result.stderr
 
 
 # -- real runs -------------------------------------------------------------------------------------

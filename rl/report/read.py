@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from rl.recipe_io import nearest
+from rl.run.folder import STAGES
 from rl.run.metrics import read_metrics
 
-STAGES = "stages.yaml"  # the recipe of a pipeline, in the folder of its stages' folders
 _LONGEST_DOCUMENT = 200_000  # characters of a data card or the like
 
 

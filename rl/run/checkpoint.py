@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+# torch takes seconds to import, and what only writes files (the report of a run) does without.
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
@@ -48,12 +48,16 @@ class Checkpoints:
         return sorted(int(p.name.removeprefix("step_")) for p in self.folder.glob("step_*") if p.is_dir())
 
     def save(self, step: int, state: dict[str, Any]) -> None:
+        import torch
+
         write_folder(self.folder / f"step_{step:08d}", lambda path: torch.save(state, path / "state.pt"))
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.folder / f"step_{old:08d}")
 
     def load_latest(self) -> dict[str, Any] | None:
         """The newest complete checkpoint, or None."""
+        import torch
+
         steps = self.steps()
         if not steps:
             return None
