@@ -1,4 +1,7 @@
-"""Atomic checkpoints: written beside, flushed to disk, then renamed. A kill leaves the old or the new, whole."""
+"""Atomic checkpoints: written beside, flushed to disk, then renamed. A kill leaves the old or the new, whole.
+
+torch takes seconds to import, so it is imported where it is used: what only writes files does without.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-# torch takes seconds to import, and what only writes files (the report of a run) does without.
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
