@@ -50,7 +50,8 @@ class Browser:
     def open(self, profile: Path) -> None:
         options = {"args": [*_FLAGS, f"--user-data-dir={profile}"], "binary": shutil.which("chromium")}
         logs = {"browser": "ALL", "performance": "ALL"}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": logs}
+        waits = {"script": 110_000, "pageLoad": 110_000}  # milliseconds: a busy machine stops for long
+        wanted = {"browserName": "chrome", "timeouts": waits, "goog:chromeOptions": options, "goog:loggingPrefs": logs}
         self.session = self.send("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
 
     def go(self, page: Path) -> None:
