@@ -13,6 +13,7 @@ from rl.recipe import GRPORecipe, StagesRecipe, TrainSpec
 from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe
 from rl.recipe_io import RecipeError, merge, nearest, validate
+from rl.run.folder import write_stages
 from rl.run.progress import Progress
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong recipe should be told at once
@@ -44,6 +45,8 @@ def run_stages(recipe: StagesRecipe, run_one: Callable[[Any], dict[str, Any]], p
     """Runs each stage in order; prints a table of what each one reached."""
     progress = Progress(enabled=processes.rank == 0)
     stage_recipes(recipe)  # every stage is checked before the first one starts
+    if processes.rank == 0:
+        write_stages(recipe)
     summaries: dict[str, dict[str, Any]] = {}
     for name in recipe.stages:
         stage = stage_recipes(recipe, summaries)[name]

@@ -17,6 +17,8 @@ from rl.run.checkpoint import Checkpoints, write_file, write_folder
 from rl.run.metrics import Metrics
 from rl.run.progress import Progress
 
+STAGES = "stages.yaml"
+
 
 class Run:
     """Everything a pipeline writes. Only the first process writes; the others may read."""
@@ -108,6 +110,13 @@ class Run:
 def identity(recipe: Any) -> str:
     """The recipe as it is kept; how it was asked to resume is not part of what it is."""
     return dump(recipe.model_copy(update={"resume": "auto"}))
+
+
+def write_stages(recipe: Any) -> None:
+    """The recipe of a pipeline beside the folders of its stages: tells their order, and which are still to come."""
+    folder = Path(recipe.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / STAGES, lambda p: p.write_text(dump(recipe), encoding="utf-8"))
 
 
 def versions() -> dict[str, str]:
