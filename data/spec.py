@@ -44,14 +44,19 @@ class GeneratorSpec(Strict):
         return names
 
 
-class TextSpec(Strict):
-    """Where whole texts come from: exactly one of `path` and `hub`."""
+class Files(Strict):
+    """Files here, or a data set of the hub."""
 
     path: str | list[str] | None = None  # .jsonl, .json, .parquet or .csv, by extension; globs work
     hub: str | None = None  # a data set id of the Hugging Face hub
     config: str | None = None  # of the hub data set
     revision: str | None = None  # of the hub data set
     split: str = "train"  # of the hub data set
+
+
+class TextSpec(Files):
+    """Where whole texts come from: exactly one of `path` and `hub`."""
+
     column: str = "text"
     min_tokens: int = Field(default=2, ge=2)  # shorter texts are left out, and counted
     limit: int | None = Field(default=None, ge=1)  # rows
@@ -71,14 +76,9 @@ class HeldOutSpec(Strict):
     salt: str = "r1forge"  # another salt, another split
 
 
-class Location(Strict):
+class Location(Files):
     """Where rows come from and how to read them: exactly one of `path`, `hub` and `generator`."""
 
-    path: str | list[str] | None = None  # .jsonl, .json, .parquet or .csv, by extension; globs work
-    hub: str | None = None  # a data set id of the Hugging Face hub
-    config: str | None = None  # of the hub data set
-    revision: str | None = None  # of the hub data set
-    split: str = "train"  # of the hub data set
     generator: GeneratorSpec | None = None
 
     # Our name -> the source's column. A dot reaches into a nested column ("reward_model.ground_truth").

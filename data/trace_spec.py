@@ -5,20 +5,15 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from data.errors import did_you_mean
-from data.spec import ProblemSpec, Strict
+from data.spec import Files, ProblemSpec, Strict
 
 Adapter = Literal["table", "messages", "openr1", "openthoughts", "odyssey", "reasoning-gym", "traces"]
 TABLE_COLUMNS = ("id", "prompt", "completion", "thinking", "gold", "kind", "teacher", "finish_reason")
 
 
-class TraceSource(Strict):
+class TraceSource(Files):
     """Existing traces: exactly one of `path` and `hub`."""
 
-    path: str | list[str] | None = None  # .jsonl, .json, .parquet or .csv, by extension; globs work
-    hub: str | None = None  # a data set id of the Hugging Face hub
-    config: str | None = None  # of the hub data set
-    revision: str | None = None  # of the hub data set
-    split: str = "train"  # of the hub data set
     adapter: Adapter = "table"  # the shape of a row, see data/trace_import.py
     columns: dict[str, str] = Field(default_factory=dict)  # `table` only: our name -> the source's column
     # With `data`: the problems' column that equals a trace's id; None: the same statement, up to typesetting.

@@ -15,13 +15,13 @@ _LISTED = 20
 
 @dataclass
 class Tally:
-    """`retried`, `failed` and `seconds` are of this session alone."""
+    """`retried`, `failed` and `seconds` are of this start of the run alone."""
 
     asked: int = 0
-    known: int = 0  # of them, in the journal before this session
-    received: int = 0  # of them, in this session
+    known: int = 0  # of them, in the journal before this start
+    received: int = 0  # of them, since this start
     over_long_prompts: int = 0
-    failed: Counter[str] = field(default_factory=Counter)  # for now: asked for again by the next session
+    failed: Counter[str] = field(default_factory=Counter)  # for now: asked for again by the next start
     refused: Counter[str] = field(default_factory=Counter)  # for good
     retried: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)  # the first of them, with what the server said
