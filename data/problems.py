@@ -48,7 +48,7 @@ def load_problems(spec: Mapping[str, Any] | ProblemSpec) -> "Dataset":
     spec = _as_spec(spec)
     raw = list(read_rows(spec))
     columns = find_columns(raw, spec)
-    gsm8k = _is_gsm8k(raw, columns, spec)
+    gsm8k = is_gsm8k(raw, columns, spec)
     rows: list[dict[str, Any]] = []
     skipped: list[DataError] = []
     for row in raw:
@@ -78,7 +78,7 @@ def describe_problems(spec: Mapping[str, Any] | ProblemSpec) -> tuple[list[str],
         sampled = spec.model_copy(update={"generator": few})
     raw = list(islice(read_rows(sampled, streaming=True), 100))
     columns = find_columns(raw, spec)
-    gsm8k = _is_gsm8k(raw, columns, spec)
+    gsm8k = is_gsm8k(raw, columns, spec)
     names = dict.fromkeys(OUR_COLUMNS)
     for row in raw:
         try:
@@ -116,7 +116,7 @@ def find_columns(rows: Iterable[Row], spec: ProblemSpec) -> dict[str, str]:
 
 def shape_row(row: Row, columns: Mapping[str, str], spec: ProblemSpec, gsm8k: bool) -> dict[str, Any]:
     """One row with our columns (the id still empty unless mapped) and its extras; DataError if it is bad."""
-    get = {ours: _cell(row.values, theirs) for ours, theirs in columns.items()}
+    get = {ours: cell(row.values, theirs) for ours, theirs in columns.items()}
     template = resolve_template(spec.template)
     tests = _shown_tests(get.get("tests"), row.place) if "{tests}" in template.user else ""
     problem, prompt = _read_prompt(get.pop("prompt"), row.place, template, tests)
@@ -193,20 +193,21 @@ def _read_answer(value: Any, place: str, kind: str | None, spec: ProblemSpec, gs
     return integer if integer is not None and kind in (None, "integer") else answer, reasoning
 
 
-def _is_gsm8k(rows: list[Row], columns: Mapping[str, str], spec: ProblemSpec) -> bool:
+def is_gsm8k(rows: list[Row], columns: Mapping[str, str], spec: ProblemSpec) -> bool:
+    """Whether the answer column holds reasoning and, behind `####`, the answer."""
     if spec.answer_format != "auto" or "answer" not in columns:
         return spec.answer_format == "gsm8k"
-    answers = (_cell(row.values, columns["answer"]) for row in rows)
+    answers = (cell(row.values, columns["answer"]) for row in rows)
     given = [answer for answer in answers if answer is not None]
     return bool(given) and all(isinstance(answer, str) and "####" in answer for answer in given)
 
 
-def _cell(values: Any, column: str) -> Any:
+def cell(values: Any, column: str) -> Any:
     """The value of a column, by its whole name or else by a dotted path into nested ones; None if absent."""
     if not isinstance(values, dict) or column in values:
         return values.get(column) if isinstance(values, dict) else None
     head, dot, rest = column.partition(".")
-    return _cell(values.get(head), rest) if dot else None
+    return cell(values.get(head), rest) if dot else None
 
 
 def _make_ids(rows: list[dict[str, Any]], mapped: bool) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from data.answers import strip_layout
 from data.errors import DataError, did_you_mean
-from data.spec import GeneratorSpec, ProblemSpec
+from data.spec import GeneratorSpec, Location
 
 
 @dataclass(frozen=True)
@@ -22,22 +23,30 @@ class Row:
     source: str
 
 
-def read_rows(spec: ProblemSpec, *, streaming: bool = False) -> Iterator[Row]:
+OnBad = Callable[[DataError], None]
+
+
+def stop(error: DataError) -> None:
+    raise error
+
+
+def read_rows(spec: Location, *, streaming: bool = False, on_bad: OnBad = stop) -> Iterator[Row]:
     """All rows of the source, lazily. `streaming`: do not download a hub data set as a whole.
 
+    on_bad: called for each row that cannot be read; if it returns, the row is left out.
     Raises DataError for a missing or unreadable file and for a hub data set that cannot be loaded.
     """
     if spec.path is not None:
         for path in find_files(spec.path):
-            yield from _READERS[path.suffix](path)
+            yield from _READERS[path.suffix](path, on_bad)
     elif spec.hub is not None:
         yield from _read_hub(spec, spec.hub, streaming)
     else:
-        assert spec.generator is not None  # ProblemSpec: exactly one of the three
+        assert spec.generator is not None  # Location: exactly one of the three
         yield from _read_generator(spec.generator)
 
 
-def count_rows(spec: ProblemSpec) -> int | None:
+def count_rows(spec: Location) -> int | None:
     """The number of rows of the source, as cheaply as its format allows; None for a hub data set."""
     if spec.generator is not None:
         return spec.generator.count
@@ -78,21 +87,28 @@ def _no_such_file(path: Path) -> DataError:
     return DataError("path", f"there is no file {path}", hint or "Paths are relative to where you run.")
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The numbered lines that are not empty, of a plain or a gzipped file."""
     # Binary lines: str.splitlines and universal newlines would also cut at U+2028 or a bare \r in a string.
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                value = json.loads(line)
-            except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-                raise DataError(place, f"not a JSON object ({error})", "Mend or remove this line.") from error
-            yield _row(value, place, path.stem)
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+        try:
+            yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise DataError(str(path), f"not a gzipped file ({error})", "Fetch it anew.") from error
 
 
-def _read_json(path: Path) -> Iterator[Row]:
+def _read_jsonl(path: Path, on_bad: OnBad = stop) -> Iterator[Row]:
+    for number, line in _lines(path):
+        place = f"{path}:{number}"
+        try:
+            value = json.loads(line)
+        except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+            on_bad(DataError(place, f"not a JSON object ({error})", "Mend or remove this line."))
+            continue
+        yield from _row(value, place, path.name.partition(".jsonl")[0], on_bad)
+
+
+def _read_json(path: Path, on_bad: OnBad = stop) -> Iterator[Row]:
     try:
         data = json.loads(path.read_bytes())
     except ValueError as error:
@@ -103,13 +119,14 @@ def _read_json(path: Path) -> Iterator[Row]:
     if not isinstance(data, list):
         raise DataError(str(path), "its top level is not a list of objects", "Wrap the rows in one list.")
     for number, value in enumerate(data, start=1):
-        yield _row(value, f"{path} row {number}", path.stem)
+        yield from _row(value, f"{path} row {number}", path.stem, on_bad)
 
 
-def _row(value: object, place: str, source: str) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(place, f"a row must be a JSON object, not {type(value).__name__}", "Mend this row.")
-    return Row(unwrap_keyed(value), place, source)
+def _row(value: object, place: str, source: str, on_bad: OnBad) -> Iterator[Row]:
+    if isinstance(value, dict):
+        yield Row(unwrap_keyed(value), place, source)
+    else:
+        on_bad(DataError(place, f"a row must be a JSON object, not {type(value).__name__}", "Mend this row."))
 
 
 def unwrap_keyed(row: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +141,7 @@ def unwrap_keyed(row: dict[str, Any]) -> dict[str, Any]:
     return {"key": next(iter(row)), **cleaned}
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
+def _read_csv(path: Path, on_bad: OnBad = stop) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         try:
@@ -132,7 +149,8 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 place = f"{path} row {number}"
                 if None in values or None in values.values():
                     fix = "Quote cells that hold commas or line breaks."
-                    raise DataError(place, f"not {len(reader.fieldnames or ())} cells like the header", fix)
+                    on_bad(DataError(place, f"not {len(reader.fieldnames or ())} cells like the header", fix))
+                    continue
                 yield Row(dict(values), place, path.stem)
         except (csv.Error, UnicodeDecodeError) as error:
             raise DataError(f"{path}:{reader.line_num}", f"not CSV in UTF-8 ({error})", "Mend the file.") from error
@@ -148,7 +166,7 @@ def _open_parquet(path: Path) -> Any:
         raise DataError(str(path), f"not a Parquet file ({error})", "Write it anew.") from error
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path, on_bad: OnBad = stop) -> Iterator[Row]:
     number = 0
     with _open_parquet(path) as file:
         for batch in file.iter_batches(batch_size=1000):
@@ -158,8 +176,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 
 def _count_jsonl(path: Path) -> int:
-    with path.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
+    return sum(1 for _ in _lines(path))
 
 
 def _count_parquet(path: Path) -> int:
@@ -167,21 +184,23 @@ def _count_parquet(path: Path) -> int:
         return int(file.metadata.num_rows)
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path, OnBad], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
+    ".gz": _read_jsonl,  # HumanEval comes as .jsonl.gz
     ".json": _read_json,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
 _COUNTERS: dict[str, Callable[[Path], int]] = {
     ".jsonl": _count_jsonl,
+    ".gz": _count_jsonl,
     ".json": lambda path: sum(1 for _ in _read_json(path)),
     ".csv": lambda path: sum(1 for _ in _read_csv(path)),  # a quoted cell may hold line breaks
     ".parquet": _count_parquet,
 }
 
 
-def _read_hub(spec: ProblemSpec, hub: str, streaming: bool) -> Iterator[Row]:
+def _read_hub(spec: Location, hub: str, streaming: bool) -> Iterator[Row]:
     import datasets
 
     try:

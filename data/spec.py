@@ -1,6 +1,6 @@
 """What a recipe may say about problems: strict, frozen pydantic models without any behaviour."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -44,14 +44,19 @@ class GeneratorSpec(Strict):
         return names
 
 
-class TextSpec(Strict):
-    """Where whole texts come from: exactly one of `path` and `hub`."""
+class Files(Strict):
+    """Files here, or a data set of the hub."""
 
     path: str | list[str] | None = None  # .jsonl, .json, .parquet or .csv, by extension; globs work
     hub: str | None = None  # a data set id of the Hugging Face hub
     config: str | None = None  # of the hub data set
     revision: str | None = None  # of the hub data set
     split: str = "train"  # of the hub data set
+
+
+class TextSpec(Files):
+    """Where whole texts come from: exactly one of `path` and `hub`."""
+
     column: str = "text"
     min_tokens: int = Field(default=2, ge=2)  # shorter texts are left out, and counted
     limit: int | None = Field(default=None, ge=1)  # rows
@@ -71,14 +76,9 @@ class HeldOutSpec(Strict):
     salt: str = "r1forge"  # another salt, another split
 
 
-class ProblemSpec(Strict):
-    """Where problems come from and how to read them: exactly one of `path`, `hub` and `generator`."""
+class Location(Files):
+    """Where rows come from and how to read them: exactly one of `path`, `hub` and `generator`."""
 
-    path: str | list[str] | None = None  # .jsonl, .json, .parquet or .csv, by extension; globs work
-    hub: str | None = None  # a data set id of the Hugging Face hub
-    config: str | None = None  # of the hub data set
-    revision: str | None = None  # of the hub data set
-    split: str = "train"  # of the hub data set
     generator: GeneratorSpec | None = None
 
     # Our name -> the source's column. A dot reaches into a nested column ("reward_model.ground_truth").
@@ -86,6 +86,22 @@ class ProblemSpec(Strict):
     columns: dict[str, str] = Field(default_factory=dict)
     # auto: gsm8k if every answer contains "####", else plain
     answer_format: Literal["auto", "plain", "gsm8k", "boxed"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in ("path", "hub", "generator") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of path, hub and generator (given: {found})")
+        for name in ("config", "revision"):
+            if getattr(self, name) is not None and self.hub is None:
+                raise ValueError(f"{name}: only a hub data set has one")
+        return self
+
+
+class ProblemSpec(Location):
+    """Problems to train on or to be evaluated with."""
+
     kind: Kind | None = None  # None: row by row, "integer" if the answer is one, else "math"
     source: str | None = None  # None: the file's name, the hub id, or synthetic/<family>
     template: str | TemplateSpec = "plain"
@@ -102,14 +118,7 @@ class ProblemSpec(Strict):
         return template
 
     @model_validator(mode="after")
-    def _one_source(self) -> "ProblemSpec":
-        given = [name for name in ("path", "hub", "generator") if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none"
-            raise ValueError(f"give exactly one of path, hub and generator (given: {found})")
-        for name in ("config", "revision"):
-            if getattr(self, name) is not None and self.hub is None:
-                raise ValueError(f"{name}: only a hub data set has one")
+    def _given_once(self) -> Self:
         for name in ("kind", "source"):
             if getattr(self, name) is not None and name in self.columns:
                 raise ValueError(f"{name}: given both as a value and as columns.{name}; keep one")

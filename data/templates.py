@@ -31,14 +31,16 @@ class TemplateSpec(BaseModel):
     system: str | None = None
     chat: bool | None = None  # None: the tokenizer's chat template if it has one; False: raw text
     prefill: str = ""  # the text that starts the assistant's reply
-    completion: str = "{reasoning}\n\\boxed{{answer}}"  # what follows the prefill in a worked solution
+    # What follows the prefill in a worked solution. {answer} is its bare final answer, {response} the whole text
+    # that a teacher wrote after the reasoning (of data that has one, see data/traces.py).
+    completion: str = "{reasoning}\n\\boxed{{answer}}"
 
     @model_validator(mode="after")
     def _check_placeholders(self) -> "TemplateSpec":
         if "{problem}" not in self.user:
             raise ValueError("user: must contain {problem}, else every prompt is the same")
-        if "{answer}" not in self.completion:
-            raise ValueError("completion: must contain {answer}, else a worked solution has no answer")
+        if "{answer}" not in self.completion and "{response}" not in self.completion:
+            raise ValueError("completion: must contain {answer} or {response}, else a worked solution has no answer")
         if "<think>" in self.prefill and "</think>" not in self.completion:
             raise ValueError("completion: the prefill opens <think>, so the completion must close it with </think>")
         return self
@@ -63,6 +65,12 @@ TEMPLATES: dict[str, TemplateSpec] = {
         user="{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
         prefill="<think>\n",
         completion="{reasoning}\n</think>\n\n\\boxed{{answer}}",
+    ),
+    # The same prompt, for students of a teacher's traces: the text after the reasoning is the teacher's own.
+    "r1-trace": TemplateSpec(
+        user="{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
+        prefill="<think>\n",
+        completion="{reasoning}\n</think>\n\n{response}",
     ),
     "boxed": TemplateSpec(user="{problem}\nPlease reason step by step, and put your final answer within \\boxed{}."),
     "code": TemplateSpec(
@@ -147,8 +155,8 @@ def encode_prompt(messages: Messages, tokenizer: "PreTrainedTokenizerBase", temp
     return bare
 
 
-def render_completion(reasoning: str, answer: str, template: str | TemplateSpec) -> str:
+def render_completion(reasoning: str, answer: str, template: str | TemplateSpec, response: str = "") -> str:
     """The worked solution as the assistant should write it after the prefill (which it excludes)."""
-    values = {"{reasoning}": reasoning, "{answer}": answer}
+    values = {"{reasoning}": reasoning, "{answer}": answer, "{response}": response}
     # One pass: a literal "{answer}" inside the reasoning is text, not a placeholder.
-    return re.sub(r"\{reasoning\}|\{answer\}", lambda m: values[m.group()], resolve_template(template).completion)
+    return re.sub("|".join(map(re.escape, values)), lambda m: values[m.group()], resolve_template(template).completion)

@@ -23,10 +23,7 @@ SHARES_LISTED = 2048  # experts of all layers together, above which a line of me
 def take_loads(model: Any, group: Any = None) -> dict[int, Tensor]:
     """Layer -> tokens per expert [E] int64 since the last call, summed over the processes of `group`; starts anew."""
     decoder = getattr(model, "model", model)
-    total_LE = decoder.load_LE.clone()
-    decoder.load_LE.zero_()
-    if dist.is_initialized() and dist.get_world_size(group) > 1:
-        dist.all_reduce(total_LE, group=group)
+    total_LE = _taken(decoder.load_LE, group)
     return {layer: total_LE[layer] for layer, _ in _mixtures(decoder)}
 
 
@@ -34,10 +31,7 @@ def take_loads(model: Any, group: Any = None) -> dict[int, Tensor]:
 def take_entropies(model: Any, group: Any = None) -> dict[int, float]:
     """Layer -> Σ over tokens of the router's entropy (nats) since the last call, over all processes; starts anew."""
     decoder = getattr(model, "model", model)
-    total_L = decoder.entropy_L.clone()
-    decoder.entropy_L.zero_()
-    if dist.is_initialized() and dist.get_world_size(group) > 1:
-        dist.all_reduce(total_L, group=group)
+    total_L = _taken(decoder.entropy_L, group)
     return {layer: float(total_L[layer]) for layer, _ in _mixtures(decoder)}
 
 
@@ -78,6 +72,15 @@ def metrics(load: dict[int, Tensor]) -> dict[str, Any]:
         if listed:
             found[f"moe/share/{layer}"] = [round(x, 5) for x in share.tolist()]
     return found
+
+
+def _taken(count: Tensor, group: Any) -> Tensor:
+    """A running count, summed over the processes of `group`; it starts anew."""
+    total = count.clone()
+    count.zero_()
+    if dist.is_initialized() and dist.get_world_size(group) > 1:
+        dist.all_reduce(total, group=group)
+    return total
 
 
 def _mixtures(decoder: Any) -> Iterator[tuple[int, MixtureOfExperts]]:

@@ -272,8 +272,8 @@ class MoEForCausalLM(MoEPreTrainedModel, ReleasedLayout, GenerationMixin):
         **kwargs: Any,
     ) -> MoEOutput:
         """logits [B, S, V]; with labels also the loss: the mean cross-entropy of next tokens (never those of another
-        document), plus the balance loss and, in training, λ times the multi-token prediction loss. In training with
-        labels there are no logits: the loss needs only a chunk of them at a time."""
+        document), plus the balance loss and, in training, λ times the multi-token prediction loss. (The trainers go
+        through the decoder instead, and never make all logits.)"""
         predicting = self.training and labels is not None and bool(self.config.mtp_loss_weight)
         out = self.model(
             input_ids=input_ids,
@@ -287,8 +287,7 @@ class MoEForCausalLM(MoEPreTrainedModel, ReleasedLayout, GenerationMixin):
         )
         hidden = out.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        if labels is None or not self.training:
-            out.logits = self.lm_head(hidden[:, kept])
+        out.logits = self.lm_head(hidden[:, kept])
         if labels is not None:
             assert out.document_T is not None
             out.loss = self._cross_entropy(hidden, labels, out.document_T, 1) + out.balance_loss

@@ -1,6 +1,7 @@
 """One JSON request over HTTP that ends in bounded time and memory, whatever the server does. Standard library only."""
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 MAX_REPLY_BYTES = 16 << 20
+_CHAT_PATH = "/chat/completions"
 
 
 class Unreachable(Exception):
@@ -39,6 +41,24 @@ def check_url(url: object) -> str:
         raise ValueError(f"url: {error}") from None
     assert isinstance(url, str)
     return url
+
+
+def chat_url(base_url: object) -> str:
+    """The chat endpoint of an OpenAI-compatible API such as http://localhost:8000/v1. Raises ValueError."""
+    base = check_url(base_url).rstrip("/")
+    return base if base.endswith(_CHAT_PATH) else base + _CHAT_PATH
+
+
+def bearer(api_key_env: str | None) -> dict[str, str]:
+    """The header with the key that the environment variable holds. Raises ValueError, which never shows a key."""
+    if api_key_env is None:
+        return {}
+    key = os.environ.get(api_key_env, "").strip()
+    if not key:
+        raise ValueError(f"api_key_env: the environment variable {api_key_env} is not set")
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"api_key_env: the environment variable {api_key_env} holds characters that no key has")
+    return {"Authorization": f"Bearer {key}"}
 
 
 def post_json(url: str, payload: Mapping[str, Any], headers: Mapping[str, str], *, timeout_s: float) -> Reply:
@@ -74,6 +94,8 @@ def post_json(url: str, payload: Mapping[str, Any], headers: Mapping[str, str], 
             raise Unreachable(f"no complete reply in {timeout_s:g} s")
         if len(raw) > MAX_REPLY_BYTES:
             raise Unreachable(f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB")
+        if response.length:  # what is still to come; http.client only raises for a body read whole
+            raise Unreachable("the reply was cut off")
         return Reply(response.status, _decoded(raw), _seconds(response.headers.get("Retry-After")))
     except (OSError, HTTPException, ValueError) as error:
         if late.is_set() or isinstance(error, TimeoutError):

@@ -15,8 +15,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
-import random
 import secrets
 import threading
 from collections import Counter
@@ -26,16 +24,13 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from .cache import check_cache, score_cache
-from .http_json import Unreachable, check_url, post_json
+from .http_json import bearer, chat_url, check_url
+from .http_retry import post_json_retrying
 from .judge_api import Judge, judged_text, payload_of, score_of
 from .messages import Completion
 from .rubric import DEFAULT_RUBRIC, check_rubric
 
 logger = logging.getLogger(__name__)
-_jitter = random.Random()  # of its own: a retry must not move the random streams of a run
-_RETRIED = frozenset({408, 409, 425, 429})  # and 5xx
-_LONGEST_WAIT_S = 60.0
-_CHAT_PATH = "/chat/completions"
 _REWARD_MODEL_ENDPOINTS = ("classify", "score", "pooling")
 
 
@@ -88,7 +83,7 @@ def judge(
         retries=retries,
         backoff_s=backoff_s,
         body=dict(body or {}),
-        headers=_headers(api_key_env),
+        headers=bearer(api_key_env),
         cache=cache,
     )
     _check(asked, part)
@@ -98,25 +93,14 @@ def judge(
 
 
 def _endpoint_url(url: str, mode: str) -> str:
-    base = check_url(url).rstrip("/")
     if mode == "chat":
-        return base if base.endswith(_CHAT_PATH) else base + _CHAT_PATH
+        return chat_url(url)
     if mode != "reward_model":
         raise ValueError(f"mode must be 'chat' or 'reward_model', not {mode!r}")
+    base = check_url(url).rstrip("/")
     if base.rpartition("/")[2] not in _REWARD_MODEL_ENDPOINTS:
         raise ValueError(f"url of a reward model must end in /{', /'.join(_REWARD_MODEL_ENDPOINTS)}, not {url!r}")
     return base
-
-
-def _headers(api_key_env: str | None) -> dict[str, str]:
-    if api_key_env is None:
-        return {}
-    key = os.environ.get(api_key_env, "").strip()
-    if not key:
-        raise ValueError(f"api_key_env: the environment variable {api_key_env} is not set")
-    if not (key.isascii() and key.isprintable()):
-        raise ValueError(f"api_key_env: the environment variable {api_key_env} holds characters that no key has")
-    return {"Authorization": f"Bearer {key}"}
 
 
 def _check(asked: Judge, part: str) -> None:
@@ -171,22 +155,16 @@ def _key(asked: Judge, sample: tuple[Any, str, str | None]) -> str:
 
 def _ask(asked: Judge, sample: tuple[Any, str, str | None], stop: threading.Event) -> float | str:
     """The score, or why there is none."""
-    payload = payload_of(asked, *sample, mark=secrets.token_hex(8))
-    for attempt in range(asked.retries + 1):
-        asks_to_wait = 0.0
-        try:
-            reply = post_json(asked.url, payload, asked.headers, timeout_s=asked.timeout_s)
-        except Unreachable as error:
-            reason = str(error)
-        else:
-            if reply.status == 200:
-                score = score_of(asked, reply.body)
-                return "the reply holds no score" if score is None else score
-            reason = f"HTTP {reply.status}"
-            if reply.status < 500 and reply.status not in _RETRIED:
-                break
-            asks_to_wait = reply.retry_after_s or 0.0
-        wait = max(asks_to_wait, _jitter.uniform(0, asked.backoff_s * 2**attempt))
-        if attempt == asked.retries or stop.wait(min(wait, _LONGEST_WAIT_S)):
-            break
-    return reason
+    outcome = post_json_retrying(
+        asked.url,
+        payload_of(asked, *sample, mark=secrets.token_hex(8)),
+        asked.headers,
+        timeout_s=asked.timeout_s,
+        retries=asked.retries,
+        backoff_s=asked.backoff_s,
+        stop=stop,
+    )
+    if outcome.reply is None or not outcome.ok:
+        return outcome.failures[-1]
+    score = score_of(asked, outcome.reply.body)
+    return "the reply holds no score" if score is None else score

@@ -13,6 +13,8 @@ from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
 from rl.check_tables import batch_table, config_of, memory_table
 from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, RolloutSpec, SFTRecipe, StagesRecipe, TrainSpec
+from rl.recipe_data import DataRecipe
+from rl.recipe_distill import DistillRecipe, LocalTeacher
 from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError, dump, nearest
 from rl.stages import stage_recipes
@@ -28,23 +30,31 @@ def preflight(recipe: Any) -> list[str]:
                 warnings += [f"stages.{name}: {w}" for w in _preflight_one(stage, made)]
             except ValueError as error:
                 raise RecipeError(f"stages.{name}.{error}") from error
-            made.append(str(Path(stage.output_dir) / "model"))
+            files = ("model", "problems.parquet", "pool.parquet", "traces.parquet")
+            made += [str(Path(stage.output_dir) / name) for name in files]
         return warnings
     return _preflight_one(recipe, [])
 
 
 def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
+    if isinstance(recipe, DistillRecipe):
+        return _check_distillation(recipe, made)
+    if isinstance(recipe, DataRecipe):
+        from rl.check_data import check_curation
+
+        _check_writable(recipe.output_dir)
+        return check_curation(recipe, made)
     warnings = check_model("model", recipe.model, made)
     _check_experts(recipe, made)
     if isinstance(recipe, GRPORecipe):
-        columns = _check_data("data", recipe.data)
-        _check_rewards("rewards", recipe.rewards, columns)
+        columns = _check_data("data", recipe.data, made)
+        check_rewards("rewards", recipe.rewards, columns)
         warnings += _check_batches(recipe)
         warnings += check_positions("model", recipe.model, recipe.rollout, made)
     if isinstance(recipe, GKDRecipe):
         from rl.check_gkd import check_distillation
 
-        columns = _check_data("data", recipe.data)
+        columns = _check_data("data", recipe.data, made)
         if recipe.gkd.on_policy < 1:
             _check_reasoning(recipe.data, columns)
         warnings += check_distillation(recipe, made)
@@ -54,7 +64,7 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
         except ValueError as error:
             raise RecipeError(f"texts: {error}") from error
     if isinstance(recipe, SFTRecipe) and recipe.data is not None:
-        _check_reasoning(recipe.data, _check_data("data", recipe.data))
+        _check_reasoning(recipe.data, _check_data("data", recipe.data, made))
     evaluation = recipe.evaluate
     if isinstance(evaluation, EvaluateSpec):
         sets = evaluation.problem_sets()
@@ -62,7 +72,7 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
             raise RecipeError("evaluate: give evaluate.data or evaluate.sets")
         for name, spec in sets.items():
             field = "evaluate.data" if name == "held_out" else f"evaluate.sets.{name}"
-            _check_rewards("evaluate.rewards", evaluation.rewards, _check_data(field, spec))
+            check_rewards("evaluate.rewards", evaluation.rewards, _check_data(field, spec, made))
     if isinstance(recipe, TrainSpec):
         _check_writable(recipe.output_dir)
     return warnings
@@ -112,9 +122,24 @@ def _check_experts(recipe: Any, made: list[str]) -> None:
             )
 
 
-def _check_data(field: str, spec: ProblemSpec) -> list[str]:
-    """The columns of a data set; empty for one on the hub, which is not asked before the run."""
-    if spec.hub is not None:
+def _check_distillation(recipe: DistillRecipe, made: list[str]) -> list[str]:
+    from rl.distill.check import TRACE_COLUMNS, check_settings, check_source
+
+    warnings: list[str] = []
+    columns = _check_data("data", recipe.data, made) if recipe.data is not None else list(TRACE_COLUMNS)
+    if recipe.traces is not None and recipe.traces.path not in made:
+        warnings += check_source(recipe.traces)
+    if isinstance(recipe.teacher, LocalTeacher):
+        warnings += check_model("teacher.model", recipe.teacher.model, made)
+    check_rewards("rewards", recipe.rewards, columns)
+    warnings += check_settings(recipe)
+    _check_writable(recipe.output_dir)
+    return warnings
+
+
+def _check_data(field: str, spec: ProblemSpec, made: list[str]) -> list[str]:
+    """The columns of a data set; empty for one on the hub or of an earlier stage, which is not read before the run."""
+    if spec.hub is not None or spec.path in made:
         return []
     try:
         return describe_problems(spec)[0]
@@ -134,7 +159,7 @@ def _check_reasoning(spec: ProblemSpec, columns: list[str]) -> None:
         )
 
 
-def _check_rewards(field: str, specs: list[RewardSpec], columns: list[str]) -> None:
+def check_rewards(field: str, specs: list[RewardSpec], columns: list[str]) -> None:
     for i, spec in enumerate(specs):
         try:
             reward = load_reward(spec)
@@ -216,7 +241,15 @@ def check(recipe: Any) -> str:
         title = f" of stage {name}" if name else ""
         if isinstance(stage, TrainSpec):
             parts += [f"# batches{title}", *batch_table(stage), ""]
-        if not isinstance(stage, StagesRecipe):
+        if isinstance(stage, DistillRecipe):
+            from rl.distill.check import sampling_table
+
+            parts += [f"# sampling{title}", *sampling_table(stage), ""]
+        elif isinstance(stage, DataRecipe):
+            from rl.check_data import source_table
+
+            parts += [f"# sources{title}", *source_table(stage), ""]
+        elif not isinstance(stage, StagesRecipe):
             parts += [f"# memory{title} (estimate)", *memory_table(stage), ""]
     parts += [f"warning: {w}" for w in warnings] or ["no warnings"]
     return "\n".join(parts)

@@ -39,9 +39,15 @@ def solved_problems(
                 f"data: problem {prompt.row['id']} has no `reasoning` to learn from; map it with "
                 "data.columns: {reasoning: COLUMN}, or use a template whose completion has no {reasoning}"
             )
+        if not prompt.row.get("response") and "{response}" in template.completion:
+            raise RecipeError(
+                f"data: problem {prompt.row['id']} has no `response` to learn from, as the pool of a distillation has; "
+                "map it with data.columns: {response: COLUMN}, or use a template whose completion has {answer}"
+            )
         # A trace ends in its teacher's own answer, which need not be the right one.
         answer = prompt.row.get("solution_answer") or prompt.row["answer"]
-        text = render_completion(prompt.row.get("reasoning") or "", answer, template)
+        response = prompt.row.get("response") or ""
+        text = render_completion(prompt.row.get("reasoning") or "", answer, template, response)
         ids = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id]
         if len(prompt.ids) + len(ids) > max_tokens:
             dropped += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,6 @@ def _permutation(count: int, key: int) -> list[int]:
     return _cache[count, key]
 
 
-def columns_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Rows -> columns, as reward functions take them."""
     return {name: [row.get(name) for row in rows] for name in (rows[0] if rows else {})}

@@ -15,16 +15,23 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
+from rl.recipe_data import DataRecipe
+from rl.recipe_distill import DistillRecipe
 from rl.recipe_gkd import GKDRecipe
 
 PIPELINES: dict[str, type[BaseModel]] = {
+    "data": DataRecipe,
     "grpo": GRPORecipe,
     "sft": SFTRecipe,
     "gkd": GKDRecipe,
     "eval": EvalRecipe,
+    "distill": DistillRecipe,
     "stages": StagesRecipe,
 }
-Recipe = Annotated[GRPORecipe | SFTRecipe | GKDRecipe | EvalRecipe | StagesRecipe, Field(discriminator="pipeline")]
+Recipe = Annotated[
+    DataRecipe | GRPORecipe | SFTRecipe | GKDRecipe | EvalRecipe | DistillRecipe | StagesRecipe,
+    Field(discriminator="pipeline"),
+]
 SHIPPED = (Path(__file__).parent / "shipped_recipes", Path(__file__).parent.parent / "recipes")
 
 
@@ -174,7 +181,7 @@ def _explain(detail: ErrorDetails, root: type[BaseModel]) -> str:
     location = list(detail["loc"])
     if location and location[0] in PIPELINES:  # the discriminator's tag, which is not a field
         location = location[1:]
-    field = ".".join(str(part) for part in location)
+    field = ".".join(str(part) for part in _without_tags(root, location))
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
         siblings = _fields_at(root, location[:-1])
@@ -184,7 +191,9 @@ def _explain(detail: ErrorDetails, root: type[BaseModel]) -> str:
     if detail["type"] == "missing":
         return f"{field}: required, but not given"
     given = detail.get("input")
-    shown = f" (given: {given!r})" if not isinstance(given, dict | list | BaseModel) and given is not None else ""
+    secret = bool(location) and str(location[-1]).startswith("api_key")  # the key itself, by mistake
+    plain = not isinstance(given, dict | list | BaseModel) and given is not None and not secret
+    shown = f" (given: {given!r})" if plain else ""
     if detail["type"] == "literal_error":
         expected = str(detail.get("ctx", {}).get("expected", "")).replace("'", "").replace(" or ", ", ")
         return f"{field}: {message}{shown}{nearest(str(given), expected.split(', '))}"
@@ -193,20 +202,45 @@ def _explain(detail: ErrorDetails, root: type[BaseModel]) -> str:
 
 def _fields_at(root: type[BaseModel], location: list[Any]) -> list[str]:
     """Names of the fields of the model that a location leads to."""
-    current: type[BaseModel] | None = root
-    for part in location:
-        if current is not None and part in current.model_fields:  # list positions and dictionary keys stay put
-            current = _model_in(current.model_fields[part].annotation)
+    current = _walk(root, location)[-1][0]
     return list(current.model_fields) if current else []
 
 
+def _without_tags(root: type[BaseModel], location: list[Any]) -> list[Any]:
+    """The location without the names of the kinds of a union (`engine: api`), which no recipe spells as a field."""
+    return [part for part, (_, is_tag) in zip(location, _walk(root, location)[1:], strict=True) if not is_tag]
+
+
+def _walk(root: type[BaseModel], location: list[Any]) -> list[tuple[type[BaseModel] | None, bool]]:
+    """(model, whether the part that led there is a union's tag) after each part, the root first."""
+    steps: list[tuple[type[BaseModel] | None, bool]] = [(root, False)]
+    annotation: Any = None
+    for part in location:
+        current, tagged = steps[-1][0], None
+        if current is not None and part in current.model_fields:  # list positions and dictionary keys stay put
+            annotation = current.model_fields[part].annotation
+            current = _model_in(annotation)
+        elif annotation is not None:
+            tagged = next((m for m in _models_in(annotation) if part in _tags(m)), None)
+            current = tagged or current
+        steps.append((current, tagged is not None))
+    return steps
+
+
+def _tags(model: type[BaseModel]) -> list[Any]:
+    """The values that a union tells this model by: those of its fields with a single allowed one."""
+    literals = [typing.get_args(field.annotation) for field in model.model_fields.values() if field.is_required()]
+    return [values[0] for values in literals if len(values) == 1 and isinstance(values[0], str)]
+
+
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model inside Optional[...], list[...] or dict[str, ...]."""
+    """The (first) pydantic model inside Optional[...], list[...] or dict[str, ...]."""
+    return next(iter(_models_in(annotation)), None)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, list, dict, typing.Annotated):
-        for argument in typing.get_args(annotation):
-            found = _model_in(argument)
-            if found is not None:
-                return found
-    return None
+        return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]
+    return []

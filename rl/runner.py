@@ -9,6 +9,8 @@ import torch
 
 from rl.policy.backend import LaunchError, Processes
 from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
+from rl.recipe_data import DataRecipe
+from rl.recipe_distill import DistillRecipe
 from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError
 from rl.run.allocator import keep_freed_memory
@@ -37,6 +39,10 @@ def run(recipe: Any) -> dict[str, Any]:
 def run_pipeline(recipe: Any, processes: Processes) -> dict[str, Any]:
     # Processes that each take all cores spin against each other; a tiny model is fastest on one thread anyway.
     torch.set_num_threads(recipe.threads or max(1, cores() // processes.local_world))
+    if isinstance(recipe, DataRecipe):
+        from rl.curate import run_curation
+
+        return run_curation(recipe, processes)
     # The first process decides whether there is anything to do: the others might look when it has already begun.
     complete: dict[str, Any] | None = processes.gather(Run.completed(recipe))[0]
     if complete is not None:
@@ -57,4 +63,8 @@ def run_pipeline(recipe: Any, processes: Processes) -> dict[str, Any]:
         from rl.evaluate import run_evaluation
 
         return run_evaluation(recipe, processes)
+    if isinstance(recipe, DistillRecipe):
+        from rl.distill.run import run_distill
+
+        return run_distill(recipe, processes)
     raise TypeError(f"no pipeline for {type(recipe).__name__}")

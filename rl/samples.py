@@ -21,7 +21,8 @@ _COLUMNS = [
     "step", "group", "id", "prompt_text", "completion", "answer", "reward", "components", "verdict", "finish_reason",
     "tokens",
 ]  # fmt: skip
-_FILE = re.compile(r"(?:(.+)_)?step_(\d+)\.parquet")  # an evaluation's is named after its set
+# An evaluation's is named after its set; one that a kill left half written begins with a dot.
+_FILE = re.compile(r"(?:([^.].*)_)?step_(\d+)\.parquet")
 _TAIL = 200  # characters of a completion that is not shown in full: its end, where the answer should stand
 # Completions are untrusted: an escape sequence among them must not reach the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -48,15 +49,21 @@ def find_samples(folder: Path, query: Query) -> tuple[int, Iterator[dict[str, An
     return sum(len(places) for _, places in matching), _rows(matching)
 
 
-def _files(folder: Path, evaluated: str | None) -> list[tuple[int, Path]]:
-    """(step, file) of the training's samples, or of an evaluation's; of the only kind there is, if nothing is said."""
-    if not (folder / "recipe.yaml").is_file():
-        raise SamplesError(_no_run(folder))
-    files: dict[str | None, list[tuple[int, Path]]] = {}  # by evaluated set; None is the training
+def sample_files(folder: Path) -> dict[str | None, list[tuple[int, Path]]]:
+    """(step, file) of all samples of a run, by evaluated set; None is the training."""
+    files: dict[str | None, list[tuple[int, Path]]] = {}
     for file in [*folder.glob("samples/*.parquet"), *folder.glob("evaluation/*.parquet")]:
         match = _FILE.fullmatch(file.name)
         if match:
             files.setdefault(match[1], []).append((int(match[2]), file))
+    return files
+
+
+def _files(folder: Path, evaluated: str | None) -> list[tuple[int, Path]]:
+    """(step, file) of the training's samples, or of an evaluation's; of the only kind there is, if nothing is said."""
+    if not (folder / "recipe.yaml").is_file():
+        raise SamplesError(_no_run(folder))
+    files = sample_files(folder)
     sets = sorted(name for name in files if name is not None)
     if not files:
         raise SamplesError(f"{folder} holds no samples (yet)")

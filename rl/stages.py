@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl.recipe import GRPORecipe, StagesRecipe, TrainSpec
+from rl.recipe_data import DataRecipe
+from rl.recipe_distill import DistillRecipe
 from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError, merge, nearest, validate
+from rl.run.folder import write_stages
 from rl.run.progress import Progress
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong recipe should be told at once
@@ -43,6 +46,8 @@ def run_stages(recipe: StagesRecipe, run_one: Callable[[Any], dict[str, Any]], p
     """Runs each stage in order; prints a table of what each one reached."""
     progress = Progress(enabled=processes.rank == 0)
     stage_recipes(recipe)  # every stage is checked before the first one starts
+    if processes.rank == 0:
+        write_stages(recipe)
     summaries: dict[str, dict[str, Any]] = {}
     for name in recipe.stages:
         stage = stage_recipes(recipe, summaries)[name]
@@ -52,7 +57,10 @@ def run_stages(recipe: StagesRecipe, run_one: Callable[[Any], dict[str, Any]], p
         stale = fed.exists() and json.loads(fed.read_text()) != json.loads(json.dumps(inputs))
         if processes.gather(stale)[0]:  # the first process writes the file below, so it decides for all
             progress.line(f"the stages before {name} have changed: it starts over")
-            stage = stage.model_copy(update={"resume": "never"})
+            if not isinstance(stage, DistillRecipe):  # whose journal knows by itself what of it still holds
+                stage = stage.model_copy(update={"resume": "never"})
+            elif processes.rank == 0:
+                (Path(stage.output_dir) / "summary.json").unlink(missing_ok=True)
         if processes.rank == 0:
             fed.parent.mkdir(parents=True, exist_ok=True)
             fed.write_text(json.dumps(inputs))
@@ -123,6 +131,12 @@ def _lookup(match: re.Match[str], known: Mapping[str, Mapping[str, Any]]) -> Any
 
 def _placeholders(stage: Any) -> dict[str, Any]:
     """What the stage's summary will have, with values of the right kind."""
+    if isinstance(stage, DistillRecipe):
+        folder = Path(stage.output_dir)
+        return {"pool": str(folder / "pool.parquet"), "traces": str(folder / "traces.parquet"), "kept": 1, "samples": 1}
+    if isinstance(stage, DataRecipe):
+        folder = Path(stage.output_dir)
+        return {"problems": str(folder / "problems.parquet"), "card": str(folder / "card.md"), "kept": 1}
     if not isinstance(stage, TrainSpec):
         return {}
     fields = {"model": str(Path(stage.output_dir) / "model"), "seconds": 1.0, "updates": 1}

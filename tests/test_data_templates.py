@@ -45,12 +45,14 @@ def test_every_template_renders_a_worked_solution() -> None:
         "plain": "6*7=42\n\\boxed{42}",
         "r1-zero": " <think> 6*7=42 </think> <answer> 42 </answer>",
         "r1-chat": "6*7=42\n</think>\n\n\\boxed{42}",
+        "r1-trace": "6*7=42\n</think>\n\nIt is \\boxed{42}.",
         "boxed": "6*7=42\n\\boxed{42}",
         "code": "6*7=42\n```python\n42\n```",
         "code-tests": "6*7=42\n```python\n42\n```",
         "short-think": "6*7=42</think><answer>42</answer>",
     }
-    assert {name: render_completion("6*7=42", "42", name) for name in TEMPLATES} == expected
+    written = {name: render_completion("6*7=42", "42", name, "It is \\boxed{42}.") for name in TEMPLATES}
+    assert written == expected
 
 
 def test_latex_braces_and_placeholders_inside_values_survive() -> None:

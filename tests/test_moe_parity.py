@@ -115,7 +115,7 @@ def test_files_of_v2_are_read_and_written(tmp_path):
     with torch.no_grad():
         expected = model(ids, use_cache=False).logits
         assert relative(theirs(ids, use_cache=False).logits, expected) < 1e-5
-        assert torch.equal(back(ids, use_cache=False).logits, expected)
+        assert relative(back(ids, use_cache=False).logits, expected) < 1e-5
 
 
 def test_the_files_are_of_the_released_layout(tmp_path):

@@ -157,6 +157,8 @@ def test_the_wheel_carries_the_recipes_and_runs_elsewhere(tmp_path):
     (wheel,) = tmp_path.glob("r1forge-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "rl/shipped_recipes/quickstart.yaml" in names and "rl/py.typed" in names
+    assert {f"rl/report/assets/page.{kind}" for kind in ("html", "css")} <= set(names)
+    assert {f"rl/report/assets/{script}.js" for script in ("dom", "charts", "browser")} <= set(names)
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     result = run("check", "quickstart.yaml", cwd=tmp_path, env={"PYTHONPATH": str(site)})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.files import CONFIG, Checkpoint, CheckpointError, read_json
-from model.checkpoint.names import SCALE, is_quantized, main_tensors, module_copies, released_dtype
+from model.checkpoint.names import SCALE, is_quantized, main_tensors, module_copies, needed, released_dtype
 from model.checkpoint.write import Piece, empty_folder, write
 from model.fp8.blocks import BLOCK, quantize_blocks, scale_shape
 
@@ -37,7 +37,7 @@ def save_fp8(model: Any, folder: str | Path, max_shard_size: int | str = SHARD) 
     """
     folder = Path(folder)
     empty_folder(folder)
-    named = main_tensors(model.state_dict(), model.config)
+    named = needed(main_tensors(model.state_dict(), model.config), model.config)
     for copy, main in module_copies(model.config).items():
         named[copy] = named[main]
     pieces = [fp8_piece(name, tuple(tensor.shape), tensor.detach) for name, tensor in named.items()]

@@ -39,14 +39,13 @@ def released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def main_tensors(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
-    """`written`, without a head that is the embedding."""
-    named = written(state, config)
-    return {name: t for name, t in named.items() if not (name == HEAD and config.tie_word_embeddings)}
+    """`released`, without a head that is the embedding."""
+    return {name: t for name, t in released(state).items() if not (name == HEAD and config.tie_word_embeddings)}
 
 
-def written(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
-    """`released`, without biases that the routing does not use: V2's files have none."""
-    return {name: t for name, t in released(state).items() if not optional(name, config)}
+def needed(named: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """What is written of `released`: not biases that the routing does not use, V2's files have none."""
+    return {name: t for name, t in named.items() if not optional(name, config)}
 
 
 def optional(name: str, config: Any) -> bool:

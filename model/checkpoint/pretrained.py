@@ -12,7 +12,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from model.checkpoint.files import Checkpoint, CheckpointError
 from model.checkpoint.load import fill
-from model.checkpoint.names import HEAD, module_copies, written
+from model.checkpoint.names import HEAD, module_copies, needed, released
 
 
 class ReleasedLayout(PreTrainedModel):
@@ -59,7 +59,7 @@ class ReleasedLayout(PreTrainedModel):
         # Offloaded and sharded weights are gathered by name: they stay as they are.
         if all(type(tensor) is Tensor and not tensor.is_meta for tensor in state_dict.values()):
             # transformers would split stacked experts too, but keep a stack in one file, however large.
-            named = written(state_dict, self.config)
+            named = needed(released(state_dict), self.config)
             repeated = module_copies(self.config) if repeat_shared else {}
             state_dict = {name: t if name in state_dict else _alone(t) for name, t in named.items()}
             state_dict.update({copy: state_dict[main].clone() for copy, main in repeated.items()})

@@ -14,7 +14,7 @@ SPAN_BUCKET = 256  # and for key spans rounded up to this
 
 
 class Decoded(NamedTuple):
-    """Of B sequences with W new tokens each. state and routed only where the model gives them (our MoE)."""
+    """Of B sequences with W new tokens each. state only where the model gives it (our MoE), routed if asked for."""
 
     logits_BWV: Tensor
     state_BWC: Tensor | None  # what the model's prediction module reads
@@ -28,8 +28,8 @@ class Decoded(NamedTuple):
 class DecodeStep:
     """Called with the newest `width` tokens of each running sequence and the tokens in its slot before them."""
 
-    def __init__(self, model: Any, slots: Slots, width: int = 1):
-        self.model, self.slots, self.width = model, slots, width
+    def __init__(self, model: Any, slots: Slots, width: int = 1, *, routed: bool = False):
+        self.model, self.slots, self.width, self.routed = model, slots, width, routed
         self.device = model.device
         self.graphs: dict[tuple[int, int], _Graph] = {}
 
@@ -53,7 +53,7 @@ class DecodeStep:
             layout=layout,
         )
         shape = tokens_BW.shape
-        state, routed = getattr(out, "mtp_state", None), routed_experts(out)
+        state, routed = getattr(out, "mtp_state", None), routed_experts(out) if self.routed else None
         return Decoded(
             out.logits[0].unflatten(0, shape),
             None if state is None else state[0].unflatten(0, shape),

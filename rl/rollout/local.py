@@ -223,7 +223,7 @@ class LocalSampler:
     def _buffers(self, count: int, capacity: int) -> tuple[Slots, DecodeStep]:
         if self._slots is None or self._slots.count < count or self._slots.capacity < capacity:
             self._slots = Slots(count, capacity, fixed=self.model.device.type == "cuda")
-            self._step = DecodeStep(self.model, self._slots, self.draft_tokens + 1)
+            self._step = DecodeStep(self.model, self._slots, self.draft_tokens + 1, routed=self.record_routing)
         assert self._step is not None
         return self._slots, self._step
 
@@ -253,7 +253,7 @@ class LocalSampler:
             **({"mtp": True} if self.draft_tokens else {}),  # so that the module's latents are recorded too
         )
         states = out.mtp_state[0, last] if self.draft_tokens else [None] * len(chosen)
-        routed = self._kept_routing(routed_experts(out))
+        routed = self._kept_routing(routed_experts(out)) if self.record_routing else None
         return [
             _Prompt(
                 i,
@@ -307,8 +307,8 @@ class LocalSampler:
                 row.routed.append(routed[i, :count])
 
     def _kept_routing(self, routed: Tensor | None) -> Tensor | None:
-        """Expert indices as they go with samples, if they were asked for; a byte each where that is enough."""
-        if not self.record_routing or routed is None:
+        """Expert indices as they go with samples; a byte each where that is enough."""
+        if routed is None:
             return None
         return routed.to("cpu", torch.uint8 if self.model.config.n_routed_experts <= 256 else torch.int16)
 

@@ -1,4 +1,7 @@
-"""Atomic checkpoints: written beside, flushed to disk, then renamed. A kill leaves the old or the new, whole."""
+"""Atomic checkpoints: written beside, flushed to disk, then renamed. A kill leaves the old or the new, whole.
+
+torch takes seconds to import, so it is imported where it is used: what only writes files does without.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
@@ -48,12 +49,16 @@ class Checkpoints:
         return sorted(int(p.name.removeprefix("step_")) for p in self.folder.glob("step_*") if p.is_dir())
 
     def save(self, step: int, state: dict[str, Any]) -> None:
+        import torch
+
         write_folder(self.folder / f"step_{step:08d}", lambda path: torch.save(state, path / "state.pt"))
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.folder / f"step_{old:08d}")
 
     def load_latest(self) -> dict[str, Any] | None:
         """The newest complete checkpoint, or None."""
+        import torch
+
         steps = self.steps()
         if not steps:
             return None

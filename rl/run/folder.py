@@ -17,6 +17,8 @@ from rl.run.checkpoint import Checkpoints, write_file, write_folder
 from rl.run.metrics import Metrics
 from rl.run.progress import Progress
 
+STAGES = "stages.yaml"
+
 
 class Run:
     """Everything a pipeline writes. Only the first process writes; the others may read."""
@@ -40,7 +42,7 @@ class Run:
             for name in ("metrics.jsonl", "summary.json"):
                 (self.folder / name).unlink(missing_ok=True)
         elif kept.exists():
-            changed = _difference(kept.read_text(encoding="utf-8"), _identity(self.recipe))
+            changed = _difference(kept.read_text(encoding="utf-8"), identity(self.recipe))
             # A longer run, other logging or checkpointing may go on; anything else is another experiment.
             harmless = ("log", "checkpoint", "evaluate", "threads", "steps", "epochs", "max_seconds")
             wrong = [field for field in changed if not any(part in harmless for part in field.split("."))]
@@ -51,7 +53,7 @@ class Run:
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.summary_path.unlink(missing_ok=True)  # a run that is begun, or made longer, is not complete
-        write_file(kept, lambda p: p.write_text(_identity(self.recipe), encoding="utf-8"))
+        write_file(kept, lambda p: p.write_text(identity(self.recipe), encoding="utf-8"))
         write_file(self.folder / "versions.json", lambda p: p.write_text(json.dumps(versions(), indent=1)))
 
     @staticmethod
@@ -61,7 +63,7 @@ class Run:
         summary, kept = folder / "summary.json", folder / "recipe.yaml"
         if recipe.resume != "auto" or not (summary.is_file() and kept.is_file()):
             return None
-        if kept.read_text(encoding="utf-8") != _identity(recipe):
+        if kept.read_text(encoding="utf-8") != identity(recipe):
             return None
         found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
         return found
@@ -105,9 +107,16 @@ class Run:
                 self.metrics.close()
 
 
-def _identity(recipe: Any) -> str:
+def identity(recipe: Any) -> str:
     """The recipe as it is kept; how it was asked to resume is not part of what it is."""
     return dump(recipe.model_copy(update={"resume": "auto"}))
+
+
+def write_stages(recipe: Any) -> None:
+    """The recipe of a pipeline beside the folders of its stages: tells their order, and which are still to come."""
+    folder = Path(recipe.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / STAGES, lambda p: p.write_text(dump(recipe), encoding="utf-8"))
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +56,18 @@ class Progress:
         """Changes the text of the running phase."""
         if self._status is not None:
             self._status.update(text)
+
+    @contextmanager
+    def bar(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A progress bar on a terminal, nothing in a log; what it yields is called with the number of things done."""
+        if not self.live:
+            yield lambda done: None
+            return
+        from rich.progress import Progress as Bar
+
+        with Bar(console=self.console, transient=True) as bar:
+            task = bar.add_task(name, total=total)
+            yield lambda done: bar.advance(task, done)
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """A few completions with their rewards."""
