@@ -79,7 +79,7 @@ class _TokenLogprobs(torch.autograd.Function):
                     logits /= temperature
                 logp_NV = logits.log_softmax(-1)
                 logp[piece] = logp_NV.gather(-1, target[piece, None])[:, 0]
-                entropy[piece] = -torch.einsum("nv,nv->n", logits.softmax(-1), logp_NV)
+                entropy[piece] = -logits.softmax(-1).mul_(logp_NV).sum(-1)
         ctx.save_for_backward(hidden, weight, target)
         ctx.head, ctx.temperature, ctx.chunk = head, temperature, chunk
         ctx.mark_non_differentiable(entropy)
