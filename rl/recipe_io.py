@@ -73,7 +73,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise RecipeError(f"{path.name} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"{path.name} must be a mapping of fields, such as `pipeline: grpo`")
-    stages = raw.get("stages")
+    stages: Any = raw.get("stages")
     for name, stage in stages.items() if isinstance(stages, dict) else ():
         base = stage.get("extends") if isinstance(stage, dict) else None
         if isinstance(base, str) and not base.startswith("${"):  # a stage may be a recipe of its own file
