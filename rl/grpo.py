@@ -21,6 +21,7 @@ from rl.experience import (
     subtract_kl,
     uninformative,
 )
+from rl.mismatch_advice import mismatch_advice
 from rl.objective import aggregate, correction_weights, kl_estimate, mismatch, policy_loss
 from rl.objective.kl import saturate
 from rl.policy.backend import Processes, Replicated, learning_rate
@@ -265,6 +266,9 @@ class GRPO:
             if folder.metrics:
                 folder.metrics.write(index, metrics)
             folder.progress.line(step_line(index, recipe.grpo.steps, metrics))
+            corrected = recipe.grpo.correction.kind != "none"
+            if warning := mismatch_advice(metrics, recipe.rollout.mismatch, corrected=corrected):
+                folder.progress.line(warning)
             if index % recipe.checkpoint.every == 0 or index == recipe.grpo.steps:
                 self.save(index)
         return self.finish()
