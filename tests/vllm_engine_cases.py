@@ -396,7 +396,7 @@ def test_experts_on_cpu_need_a_restart(engines: Callable[..., VLLMEngine]) -> No
 
 
 def test_without_tokenizer_files_the_generation_config_decides(tmp_path: Path) -> None:
-    from rl.rollout.vllm_engine import folder_stop_ids
+    from rl.rollout.vllm_arguments import folder_stop_ids
 
     model = llama()
     model.generation_config.eos_token_id = [EOS, 7]

@@ -7,32 +7,22 @@ from __future__ import annotations
 
 import gc
 import itertools
-import os
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rl.recipe_io import RecipeError, nearest
+from rl.recipe_io import RecipeError
 from rl.rollout.engine import RestartNeeded
 from rl.rollout.sampling import stream_key
 from rl.rollout.types import Sample, SamplingParams
+from rl.rollout.vllm_arguments import engine_arguments, folder_stop_ids, set_environment, why_fixed
 from rl.rollout.vllm_weights import checked, checkpoint_shapes, spooled
 
 COLDEST, HOTTEST = 0.01, 2.0  # vLLM raises lower temperatures to 0.01 by itself and refuses higher ones
-CPU_CACHE_BYTES = 1 << 30
-
-# Arguments of vLLM that an engine's promises rest on.
-OURS = {
-    "skip_tokenizer_init": True,  # token ids in, token ids out
-    "generation_config": "vllm",  # the checkpoint's own would add stop tokens and penalties
-    "logprobs_mode": "processed_logprobs",  # of the distribution that tokens are drawn from
-    "worker_extension_cls": "rl.rollout.vllm_weights.WeightsExtension",
-}
 
 
 @dataclass(frozen=True)
@@ -104,7 +94,7 @@ class VLLMEngine:
         self.stop_ids = tuple(sorted({token for token in stops if token < self.vocabulary}))
         self._asleep = False
         self._sleeping = sleeping and not self._on_cpu
-        self._fixed = _why_fixed(config) if self._on_cpu else None
+        self._fixed = why_fixed(config) if self._on_cpu else None
         self._in_process = isinstance(self._engine.model_executor, UniProcExecutor)
         self._tied = bool(getattr(config.hf_text_config, "tie_word_embeddings", False))
         self._shapes = checkpoint_shapes(model_path)
@@ -126,8 +116,8 @@ class VLLMEngine:
         self._check_tokens("stop_token_ids", params.stop_token_ids)
         if len(prompt) + params.max_tokens > self.max_model_len:
             raise ValueError(
-                f"a prompt of {len(prompt)} tokens and max_tokens {params.max_tokens} exceed the engine's max_model_len "
-                f"of {self.max_model_len}"
+                f"a prompt of {len(prompt)} tokens and max_tokens {params.max_tokens} exceed the engine's "
+                f"max_model_len of {self.max_model_len}"
             )
         if params.temperature and not COLDEST <= params.temperature <= HOTTEST:
             raise ValueError(f"vLLM samples at temperatures of {COLDEST} to {HOTTEST} or 0, not {params.temperature}")
@@ -291,77 +281,3 @@ class VLLMEngine:
             completion.routed_experts,
             None if newest == oldest else newest,
         )
-
-
-def set_environment() -> None:
-    """What vLLM reads from environment variables; before it is imported."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # its core in this process: weights are handed to it directly
-    defaults = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-
-
-def engine_arguments(extra: dict[str, Any], given: dict[str, Any], *, on_cpu: bool, sleeping: bool) -> dict[str, Any]:
-    """vLLM's further arguments: our own, defaults, and the user's `extra`, whose names are checked."""
-    import dataclasses
-
-    import vllm
-
-    names = [field.name for field in dataclasses.fields(vllm.EngineArgs)]
-    for name in extra:
-        if name not in names:
-            raise RecipeError(f"engine option {name}: vLLM {vllm.__version__} has none{nearest(name, names)}")
-        if name in OURS or name in given:
-            raise RecipeError(f"engine option {name}: the engine sets it itself")
-    if extra.get("data_parallel_size", 1) != 1:
-        raise RecipeError(
-            "engine option data_parallel_size: one engine is one replica; start that many workers. Experts are spread "
-            "with tensor_parallel_size and enable_expert_parallel: true"
-        )
-    defaults: dict[str, Any] = {"disable_log_stats": True, "enable_prefix_caching": True}
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        defaults["distributed_executor_backend"] = "external_launcher"  # one engine in each of the trainer's processes
-    elif given["tensor_parallel_size"] * extra.get("pipeline_parallel_size", 1) == 1:
-        defaults["distributed_executor_backend"] = "uni"
-    if on_cpu:
-        defaults |= {"enforce_eager": True}
-        if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
-            defaults["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
-    elif sleeping:
-        defaults["enable_sleep_mode"] = True
-    return {**defaults, **extra, **OURS}
-
-
-def folder_stop_ids(model_path: str) -> tuple[int, ...]:
-    """As `rl.policy.load.stop_token_ids`, of a model that is not loaded. A folder may have no tokenizer."""
-    from types import SimpleNamespace
-
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
-    from rl.policy.load import stop_token_ids
-
-    try:
-        generation = GenerationConfig.from_pretrained(model_path)
-    except OSError:
-        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model_path))
-    folder = Path(model_path).expanduser()
-    if folder.is_dir() and not any(folder.glob("tokenizer*")):  # transformers would make up one, with an EOS of its own
-        tokenizer = SimpleNamespace(eos_token_id=None)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(model_path)
-    return stop_token_ids(SimpleNamespace(generation_config=generation), tokenizer)
-
-
-def _why_fixed(config: Any) -> str | None:
-    """Models that vLLM's CPU backend cannot give new weights: it keeps them in another form, made once at the start."""
-    if config.is_moe:
-        what = "experts keep their old packed weights"
-    elif config.use_mla:
-        what = "latent attention does not reload"
-    else:
-        return None
-    return f"on CPU vLLM cannot replace the weights of this model ({what}): restart the engine from a checkpoint"
