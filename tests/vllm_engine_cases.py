@@ -374,7 +374,7 @@ def test_updated_equals_freshly_loaded(engines: Callable[..., VLLMEngine]) -> No
 
 def test_options(engines: Callable[..., VLLMEngine]) -> None:
     threads = torch.set_num_threads
-    with pytest.raises(RecipeError, match="max_num_seq: vLLM .* has none, did you mean max_num_seqs"):
+    with pytest.raises(RecipeError, match="max_num_seq: vLLM .* has none; did you mean 'max_num_seqs'"):
         engines(llama(), extra={"max_num_seq": 3})
     with pytest.raises(RecipeError, match="logprobs_mode: the engine sets it itself"):
         engines(llama(), extra={"logprobs_mode": "raw_logprobs"})
