@@ -21,6 +21,5 @@ def test_an_engine_in_each_of_two_processes(tmp_path: Path) -> None:
         [vllm_env.vllm_python(), *launcher, "vllm_colocated.py", str(tmp_path)],
         cwd=vllm_env.ROOT / "tests", env=vllm_env.vllm_environment(), capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
-    assert (tmp_path / "ok-0").exists() and (tmp_path / "ok-1").exists(), (
-        f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
-    )
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+    assert (tmp_path / "ok-0").exists() and (tmp_path / "ok-1").exists()

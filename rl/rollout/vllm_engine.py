@@ -1,6 +1,6 @@
 """`VLLMEngine`: an `Engine` over vLLM in this process.
 
-vLLM is imported when an engine is made, never with this module: it is an environment of its own (docs/rollouts.md).
+vLLM is imported when an engine is made, never with this module: it is an environment of its own (docs/vllm.md).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class VLLMEngine:
         except ImportError as error:
             raise RecipeError(
                 f"engine vllm: vLLM cannot be imported here ({error}): install it into an environment of its own and "
-                f"give that one's interpreter (docs/rollouts.md), or use engine: local"
+                f"give that one's interpreter (docs/vllm.md), or use engine: local"
             ) from error
         self._vllm = vllm
         self._on_cpu = current_platform.is_cpu()
