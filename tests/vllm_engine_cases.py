@@ -254,6 +254,14 @@ def test_an_update_replaces_all_weights(engine: VLLMEngine, model: Any) -> None:
     engine.update_weights(named(model), 0)
 
 
+def test_the_version_may_be_set(engine: VLLMEngine) -> None:
+    """An engine that was started from a checkpoint of a later version."""
+    engine.version = 31
+    (sample,) = flat(VLLMSampler(engine).generate([[3, 4]], SamplingParams(max_tokens=2, seed=0)))
+    assert (sample.weights_version, sample.newest_version) == (31, None)
+    engine.version = 0
+
+
 def test_the_probe_sees_a_stale_tied_head(engine: VLLMEngine, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     other, probe = llama(seed=6), probe_tokens(VOCABULARY, 40)
     trainer = scores_of(other, [probe])[0]
@@ -380,8 +388,8 @@ def test_options(engines: Callable[..., VLLMEngine]) -> None:
         engines(llama(), extra={"logprobs_mode": "raw_logprobs"})
     with pytest.raises(RecipeError, match="one engine is one replica"):
         engines(llama(), extra={"data_parallel_size": 2})
-    engine = engines(llama(), stop_token_ids=[7, 9], extra={"max_num_batched_tokens": 64})
-    assert engine.stop_ids == (7, 9)
+    engine = engines(llama(), stop_token_ids=[7, 9, 10**6], extra={"max_model_len": 32, "tensor_parallel_size": 1})
+    assert engine.stop_ids == (7, 9) and engine.max_model_len == 32
     assert torch.set_num_threads is threads
 
 

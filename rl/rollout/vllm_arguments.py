@@ -36,38 +36,39 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def engine_arguments(extra: dict[str, Any], given: dict[str, Any], *, on_cpu: bool, sleeping: bool) -> dict[str, Any]:
-    """vLLM's further arguments: our own, defaults, and the user's `extra`, whose names are checked."""
+def engine_arguments(given: dict[str, Any], extra: dict[str, Any], *, on_cpu: bool, sleeping: bool) -> dict[str, Any]:
+    """All of vLLM's arguments: defaults, `given`, the user's `extra`, whose names are checked, and our own."""
     import vllm
 
     names = [field.name for field in dataclasses.fields(vllm.EngineArgs)]
     for name in extra:
         if name not in names:
             raise RecipeError(f"engine option {name}: vLLM {vllm.__version__} has none{nearest(name, names)}")
-        if name in OURS or name in given:
+        if name in OURS or name == "model":
             raise RecipeError(f"engine option {name}: the engine sets it itself")
-    if extra.get("data_parallel_size", 1) != 1:
+    chosen = {"disable_log_stats": True, "enable_prefix_caching": True, **given, **extra}
+    if chosen.get("data_parallel_size", 1) != 1:
         raise RecipeError(
             "engine option data_parallel_size: one engine is one replica; start that many workers. Experts are spread "
             "with tensor_parallel_size and enable_expert_parallel: true"
         )
-    defaults: dict[str, Any] = {"disable_log_stats": True, "enable_prefix_caching": True}
+    devices = chosen["tensor_parallel_size"] * chosen.get("pipeline_parallel_size", 1)
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        if given["tensor_parallel_size"] > 1:
+        if devices > 1:
             raise RecipeError(
                 "engine option tensor_parallel_size: beside a trainer of several processes each engine is whole, and "
                 "samples its process's prompts; for models that need several devices use mode: server"
             )
-        defaults["distributed_executor_backend"] = "external_launcher"  # one engine in each of the trainer's processes
-    elif given["tensor_parallel_size"] * extra.get("pipeline_parallel_size", 1) == 1:
-        defaults["distributed_executor_backend"] = "uni"
+        chosen.setdefault("distributed_executor_backend", "external_launcher")
+    elif devices == 1:
+        chosen.setdefault("distributed_executor_backend", "uni")
     if on_cpu:
-        defaults |= {"enforce_eager": True}
+        chosen.setdefault("enforce_eager", True)
         if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
-            defaults["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
+            chosen.setdefault("kv_cache_memory_bytes", CPU_CACHE_BYTES)
     elif sleeping:
-        defaults["enable_sleep_mode"] = True
-    return {**defaults, **extra, **OURS}
+        chosen.setdefault("enable_sleep_mode", True)
+    return {**chosen, **OURS}
 
 
 def folder_stop_ids(model_path: str) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ class VLLMEngine:
     max_slots: sequences decoded at a time; None = vLLM's default.
     stop_token_ids: end a completion; None = the EOS tokens of the model's generation config and tokenizer.
     sleeping: on a GPU, let `sleep` give memory back.
-    extra: further engine arguments by vLLM's names.
+    extra: further engine arguments by vLLM's names; they win over those above.
 
     Sample j of a request uses vLLM's random stream of seed key(params.seed, stream) + j. Its numbers do not depend on
     other requests; logits do by rounding, wherever vLLM's kernels depend on what else is in the batch.
@@ -74,14 +74,14 @@ class VLLMEngine:
             ) from error
         self._vllm = vllm
         self._on_cpu = current_platform.is_cpu()
-        arguments = {"model": model_path, "dtype": dtype, "seed": seed, "tensor_parallel_size": tensor_parallel_size}
+        given = {"model": model_path, "dtype": dtype, "seed": seed, "tensor_parallel_size": tensor_parallel_size}
         optional = {
             "max_model_len": max_model_len,
             "max_num_seqs": max_slots,
             "gpu_memory_utilization": gpu_memory_utilization,
         }
-        arguments |= {name: value for name, value in optional.items() if value is not None}
-        arguments |= engine_arguments(extra or {}, arguments, on_cpu=self._on_cpu, sleeping=sleeping)
+        given |= {name: value for name, value in optional.items() if value is not None}
+        arguments = engine_arguments(given, extra or {}, on_cpu=self._on_cpu, sleeping=sleeping)
         self._grouped = torch.distributed.is_initialized()
         set_threads = torch.set_num_threads
         self._engine: Any = LLMEngine.from_engine_args(vllm.EngineArgs(**arguments))
@@ -104,7 +104,15 @@ class VLLMEngine:
         self._requests: dict[str, _Request] = {}  # by vLLM's request id
         self._ready: list[tuple[str, list[Sample]]] = []  # finished while something else was waited for
         self.version = version
-        self._engine.set_weight_version(str(version))
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    @version.setter
+    def version(self, version: int) -> None:
+        self._version = version
+        self._engine.set_weight_version(str(version))  # which vLLM notes with every token
 
     # ---- sampling -------------------------------------------------------------------------------------
 
@@ -206,7 +214,6 @@ class VLLMEngine:
                     self._engine.collective_rpc("r1forge_load", args=(folder,))
             self._broken = None
         self.version = version
-        self._engine.set_weight_version(str(version))
 
     # ---- memory ---------------------------------------------------------------------------------------
 
