@@ -380,6 +380,26 @@ def test_updated_equals_freshly_loaded(engines: Callable[..., VLLMEngine]) -> No
     assert scores == fresh.score(probe)
 
 
+def test_an_empty_engine_waits_for_all_weights(
+    engines: Callable[..., VLLMEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trap again: here the stale head is not an older one, but noise."""
+    model, probe = llama(seed=3), probe_tokens(VOCABULARY, 40)
+    engine = engines(model, empty=True)
+    with pytest.raises(RuntimeError, match="started empty"):
+        engine.score([probe])
+    with pytest.raises(ValueError, match="the update lacks"):
+        engine.update_weights([(n, t) for n, t in named(model) if "layers.0" in n], 1)
+    trainer = scores_of(model, [probe])[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(vllm_weights, "repack_tied_head", lambda model: None)
+        engine.update_weights(named(model), 1)
+        with pytest.raises(ProbeFailed):
+            check_probe(trainer, engine.score([probe])[0], 0.2, 1)
+    engine.update_weights(named(model), 2)
+    assert check_probe(trainer, engine.score([probe])[0], TOLERANCE, 2) < TOLERANCE
+
+
 def test_options(engines: Callable[..., VLLMEngine]) -> None:
     threads = torch.set_num_threads
     with pytest.raises(RecipeError, match="max_num_seq: vLLM .* has none; did you mean 'max_num_seqs'"):
@@ -401,6 +421,8 @@ def test_experts_on_cpu_need_a_restart(engines: Callable[..., VLLMEngine]) -> No
         engine.update_weights(named(moe), 1)
     assert engine.version == 0
     assert worst(engine.score(PROMPTS), scores_of(moe, PROMPTS)) < TOLERANCE  # untouched
+    with pytest.raises(RestartNeeded, match="experts"):
+        engines(moe, empty=True)
 
 
 def test_without_tokenizer_files_the_generation_config_decides(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ class VLLMEngine:
     max_slots: sequences decoded at a time; None = vLLM's default.
     stop_token_ids: end a completion; None = the EOS tokens of the model's generation config and tokenizer.
     sleeping: on a GPU, let `sleep` give memory back.
+    empty: start with random weights, and sample only after an update of all of them. A weight that updates do not reach
+        is then plainly wrong and not just a little old, and the first probe sees it. RestartNeeded where vLLM cannot.
     extra: further engine arguments by vLLM's names; they win over those above.
 
     Sample j of a request uses vLLM's random stream of seed key(params.seed, stream) + j. Its numbers do not depend on
@@ -59,6 +61,7 @@ class VLLMEngine:
         seed: int = 0,
         version: int = 0,
         sleeping: bool = False,
+        empty: bool = False,
         extra: dict[str, Any] | None = None,
     ):
         set_environment()
@@ -81,25 +84,30 @@ class VLLMEngine:
             "gpu_memory_utilization": gpu_memory_utilization,
         }
         given |= {name: value for name, value in optional.items() if value is not None}
+        if empty:
+            given["load_format"] = "dummy"
         arguments = engine_arguments(given, extra or {}, on_cpu=self._on_cpu, sleeping=sleeping)
+        all_config = vllm.EngineArgs(**arguments).create_engine_config()
+        config = all_config.model_config
+        self._fixed = why_fixed(config) if self._on_cpu else None
+        if empty and self._fixed:
+            raise RestartNeeded(self._fixed)
         self._grouped = torch.distributed.is_initialized()
         set_threads = torch.set_num_threads
-        self._engine: Any = LLMEngine.from_engine_args(vllm.EngineArgs(**arguments))
+        self._engine: Any = LLMEngine.from_vllm_config(all_config, disable_log_stats=arguments["disable_log_stats"])
         torch.set_num_threads = set_threads  # vLLM's CPU worker puts a function there that does nothing
 
-        config = self._engine.vllm_config.model_config
         self.max_model_len: int = config.max_model_len
         self.vocabulary: int = config.get_vocab_size()
         stops = folder_stop_ids(model_path) if stop_token_ids is None else stop_token_ids
         self.stop_ids = tuple(sorted({token for token in stops if token < self.vocabulary}))
         self._asleep = False
         self._sleeping = sleeping and not self._on_cpu
-        self._fixed = why_fixed(config) if self._on_cpu else None
         self._in_process = isinstance(self._engine.model_executor, UniProcExecutor)
         self._tied = bool(getattr(config.hf_text_config, "tie_word_embeddings", False))
         self._shapes = checkpoint_shapes(model_path)
         self._fused = self._engine.collective_rpc("r1forge_fused")[0]
-        self._broken: str | None = None
+        self._broken = "the engine was started empty: send all weights first" if empty else None
         self._numbers = itertools.count()
         self._requests: dict[str, _Request] = {}  # by vLLM's request id
         self._ready: list[tuple[str, list[Sample]]] = []  # finished while something else was waited for
