@@ -8,6 +8,7 @@ as they pass, and an update that leaves a layer incomplete is an error.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ class WeightsExtension:
         """From an iterator in this process, or a folder of safetensors files."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
+        # It warns of rotary tables and tied heads, which no checkpoint has; what is missing is known from `checked`.
+        logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         named = spooled_tensors(source) if isinstance(source, str) else source
         model = self.model_runner.get_model()
         try:
