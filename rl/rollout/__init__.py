@@ -2,5 +2,6 @@
 
 from rl.rollout.local import LocalSampler
 from rl.rollout.types import Sample, Sampler, SamplingParams
+from rl.rollout.vllm_sampler import VLLMSampler
 
-__all__ = ["LocalSampler", "Sample", "Sampler", "SamplingParams"]
+__all__ = ["LocalSampler", "Sample", "Sampler", "SamplingParams", "VLLMSampler"]

@@ -46,6 +46,8 @@ class Sample:
 
     logprobs: of each token under the *processed* distribution it was drawn from (after temperature, top-k
     and top-p), in nats; for greedy sampling those of the plain distribution (temperature 1).
+    weights_version: of the weights that drew the first token; newest_version: of those that drew the last, where an
+    update came in between (None: the same).
     routed_experts: array [prompt + completion - 1, L, K] of uint8 (int16 for more than 256 experts) where it was asked
     for: which experts each token that the model has read met, in each of the L layers that have experts.
     """
@@ -55,6 +57,7 @@ class Sample:
     finish_reason: Literal["stop", "length"]
     weights_version: int
     routed_experts: Any = None
+    newest_version: int | None = None
 
 
 class Sampler(Protocol):

@@ -1,0 +1,247 @@
+"""The thread that owns a worker's engine, and what other threads may ask of it."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from rl.rollout.engine import Engine
+from rl.rollout.types import Sample
+from rl.rollout.workers.wire import Generate, Health
+
+MOST_HELD = 100_000  # groups, running or not fetched yet
+NAP_S = 0.2  # how long an idle thread waits before it shows itself again
+
+
+class Conflict(Exception):
+    """The request is well formed, but not what this worker can do now."""
+
+
+@dataclass
+class _Held:
+    """A group, from the request until it is fetched."""
+
+    samples: list[Sample] | None = None
+    error: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.samples is not None or self.error is not None
+
+
+@dataclass
+class _Command:
+    run: Callable[[], Any]
+    result: Future[Any]
+    when_idle: bool
+
+
+class EngineLoop:
+    """Every call of the engine happens on one thread, in the order in which it was asked for.
+
+    A command that needs an idle engine waits for the requests before it and holds up those after it. If the engine
+    itself fails the thread ends, `fault` says why, and the process is of no more use.
+    """
+
+    def __init__(self, engine: Engine, name: str):
+        self.engine, self.name = engine, name
+        self.instance = secrets.token_hex(8)
+        self.fault: str | None = None
+        self.steps = 0
+        self._beat = time.monotonic()
+        self._held: dict[str, _Held] = {}
+        self._commands: deque[_Command] = deque()
+        self._aborts: set[str] = set()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    # ---- for other threads ----------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        with self._changed:
+            return Health(
+                engine=self.name,
+                instance=self.instance,
+                version=self.engine.version,
+                busy=sum(not held.finished for held in self._held.values()),
+                steps=self.steps,
+                heartbeat_s=time.monotonic() - self._beat,
+                fault=self.fault,
+            )
+
+    def generate(self, message: Generate) -> int:
+        """Takes requests on; returns how many were new. Those that the engine refuses come back with the results."""
+        with self._changed:
+            self._healthy()
+            if message.version is not None and message.version != self.engine.version:
+                raise Conflict(f"version {message.version} was asked for, this worker has {self.engine.version}")
+            new = {r.key: r for r in message.requests if r.key not in self._held}
+            if len(self._held) + len(new) > MOST_HELD:
+                raise Conflict(f"{len(self._held)} requests are held already: fetch or abort some")
+            self._held |= {key: _Held() for key in new}
+            params = message.params.params()
+
+            def submit() -> None:
+                for request in new.values():
+                    try:
+                        if request.key in self._held:
+                            self.engine.submit(request.key, request.prompt, params, request.stream)
+                    except ValueError as error:
+                        self._finish(request.key, _Held(error=str(error)))
+
+            self._commands.append(_Command(submit, Future(), when_idle=False))
+            self._changed.notify_all()
+            return len(new)
+
+    def results(self, keys: Sequence[str], wait_s: float, most: int) -> tuple[dict[str, list[Sample]], dict[str, str]]:
+        """(samples, errors) of finished groups among the keys, at most `most`; waits until there is one.
+
+        KeyError: a key that this worker does not know.
+        """
+        with self._changed:
+            unknown = [key for key in keys if key not in self._held]
+            if unknown:
+                raise KeyError(unknown[0])
+            self._changed.wait_for(
+                lambda: self.fault or self._stopping or any(k in self._held and self._held[k].finished for k in keys),
+                timeout=wait_s,
+            )
+            self._healthy()
+            held = [(key, self._held[key]) for key in keys if key in self._held]
+            finished = [(key, group) for key, group in held if group.finished][:most]
+            samples = {key: group.samples for key, group in finished if group.samples is not None}
+            return samples, {key: group.error for key, group in finished if group.error is not None}
+
+    def forget(self, keys: Iterable[str] | None) -> int:
+        """Drops results that have been fetched and requests that nobody waits for; None = all."""
+        with self._changed:
+            chosen = list(self._held) if keys is None else [key for key in keys if key in self._held]
+            self._aborts |= {key for key in chosen if not self._held[key].finished}
+            for key in chosen:
+                del self._held[key]
+            self._changed.notify_all()
+            return len(chosen)
+
+    def update(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, in_flight: bool) -> None:
+        """Gives the engine new weights. If it breaks off between two tensors, no weights are right any more: a fault
+        that lasts until a whole update went through."""
+
+        def run() -> None:
+            begun = False
+
+            def watched() -> Iterator[tuple[str, Tensor]]:
+                nonlocal begun
+                for pair in named_tensors:
+                    begun = True
+                    self._alive()
+                    yield pair
+
+            try:
+                self.engine.update_weights(watched(), version)
+            except Exception as error:
+                if begun:
+                    self._broken = f"the weights of version {version} are in part: {_short(error)}"
+                raise
+            self._broken = None
+
+        self._ask(run, when_idle=not in_flight)
+
+    def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
+        scores: list[list[float]] = self._ask(lambda: self.engine.score(tokens), when_idle=True)
+        return scores
+
+    # ---- the thread -----------------------------------------------------------------------------------
+
+    _broken: str | None = None
+
+    def _ask(self, run: Callable[[], Any], when_idle: bool) -> Any:
+        """The result of a command, once the thread has come to it."""
+        command = _Command(run, Future(), when_idle)
+        with self._changed:
+            if not self.alive:
+                raise Conflict(self.fault or "the engine is not running")
+            self._commands.append(command)
+            self._changed.notify_all()
+        return command.result.result()
+
+    def _healthy(self) -> None:
+        if self.fault or self._broken:
+            raise Conflict(self.fault or self._broken)
+
+    def _alive(self) -> None:
+        self._beat = time.monotonic()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._alive()
+                self._carry_out()
+                if self.engine.idle():
+                    with self._changed:
+                        if not self._commands and not self._aborts and not self._stopping:
+                            self._changed.wait(NAP_S)
+                    continue
+                groups = self.engine.step()
+                self.steps += 1
+                for key, samples in groups:
+                    self._finish(key, _Held(samples))
+            self.engine.close()
+        except BaseException as error:
+            traceback.print_exc()
+            self.fault = f"the engine failed: {_short(error)}"
+        finally:
+            with self._changed:
+                left = list(self._commands)
+                self._commands.clear()
+                self._changed.notify_all()
+            for command in left:
+                command.result.set_exception(Conflict(self.fault or "the worker is shutting down"))
+
+    def _carry_out(self) -> None:
+        while True:
+            with self._changed:
+                aborted, self._aborts = self._aborts, set()
+            for key in aborted:
+                self.engine.abort(key)
+            with self._changed:
+                if not self._commands or (self._commands[0].when_idle and not self.engine.idle()):
+                    return
+                command = self._commands.popleft()
+            try:
+                command.result.set_result(command.run())
+            except Exception as error:
+                command.result.set_exception(error)
+
+    def _finish(self, key: str, outcome: _Held) -> None:
+        with self._changed:
+            if key in self._held:  # else nobody waits for it any more
+                self._held[key] = outcome
+                self._changed.notify_all()
+
+
+def _short(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:500]}" if text else type(error).__name__

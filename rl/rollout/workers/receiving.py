@@ -1,0 +1,104 @@
+"""A worker's side of an update: buckets are gathered and checked first, the engine changes only when all are right."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from rl.rollout.workers.buckets import (
+    Damaged, Staged, as_bytes, staged_bytes, staged_file, total_checksum,
+)  # fmt: skip
+from rl.rollout.workers.collective import Broadcast
+from rl.rollout.workers.loop import Conflict, EngineLoop
+from rl.rollout.workers.wire import Begin, Bucket, Finish
+
+
+def shared_folder() -> Path:
+    """Memory that looks like a folder, where the system has it."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() else Path(tempfile.gettempdir())
+
+
+class Update:
+    """One update, from begin to finish. Held in memory until then: as much again as is sent, unless it lies in files."""
+
+    def __init__(self, begin: Begin, folder: Path):
+        self.version, self.transport, self.folder = begin.version, begin.transport, folder
+        self.buckets: list[tuple[str, Staged]] = []
+        self._broadcast: Broadcast | None = None
+        if begin.transport == "collective":
+            if begin.group is None:
+                raise Damaged("transport collective needs a group to meet in")
+            self._broadcast = Broadcast.join(**begin.group.model_dump())
+
+    def add(self, note: Bucket, body: bytes | None) -> None:
+        """Checks the next bucket; one that is sent again, after damage, replaces nothing that was right."""
+        if note.version != self.version:
+            raise Conflict(f"an update to version {self.version} is under way, not to {note.version}")
+        if note.index < len(self.buckets) and self.buckets[note.index][0] == note.checksum:
+            return  # sent twice, as the reply was lost
+        if note.index != len(self.buckets):
+            raise Conflict(f"bucket {len(self.buckets)} is next, not {note.index}")
+        self.buckets.append((note.checksum, self._staged(note, body)))
+
+    def _staged(self, note: Bucket, body: bytes | None) -> Staged:
+        if self.transport == "files":
+            if note.file is None:
+                raise Damaged("transport files needs the name of a file")
+            return staged_file(self.folder / note.file, note.checksum)
+        if self._broadcast is not None:
+            return staged_bytes(as_bytes(self._broadcast.receive(note.bytes)), note.checksum)
+        if body is None:
+            raise Damaged("transport http needs the bucket in the body")
+        return staged_bytes(body, note.checksum)
+
+    def check(self, finish: Finish) -> None:
+        if finish.version != self.version:
+            raise Conflict(f"an update to version {self.version} is under way, not to {finish.version}")
+        if finish.buckets != len(self.buckets):
+            raise Damaged(f"{finish.buckets} buckets were sent, {len(self.buckets)} arrived")
+        if finish.checksum != total_checksum(checksum for checksum, _ in self.buckets):
+            raise Damaged("the checksum of the whole update does not fit")
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for _, staged in self.buckets:
+            yield from staged.tensors()
+
+
+class Updates:
+    """The update under way, if there is one."""
+
+    def __init__(self, loop: EngineLoop, folder: Path):
+        self.loop, self.folder = loop, folder
+        self._current: Update | None = None
+        self._lock = threading.Lock()
+
+    def begin(self, message: Begin) -> None:
+        """A new update takes the place of one that was never finished."""
+        with self._lock:
+            self._current = None
+            self._current = Update(message, self.folder)
+
+    def bucket(self, note: Bucket, body: bytes | None) -> None:
+        with self._lock:
+            self._under_way().add(note, body)
+
+    def finish(self, message: Finish) -> int:
+        """Hands the weights to the engine; returns the version that it then has."""
+        with self._lock:
+            if self._current is None and self.loop.engine.version == message.version:
+                return message.version  # asked again, as the reply was lost
+            update = self._under_way()
+            update.check(message)
+            self._current = None  # whatever becomes of it, it is not finished twice
+            self.loop.update(update.tensors(), update.version, message.in_flight)
+            return self.loop.engine.version
+
+    def _under_way(self) -> Update:
+        if self._current is None:
+            raise Conflict("no update is under way: begin one")
+        return self._current
