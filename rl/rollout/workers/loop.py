@@ -55,7 +55,8 @@ class EngineLoop:
     def __init__(self, engine: Engine, name: str):
         self.engine, self.name = engine, name
         self.instance = secrets.token_hex(8)
-        self.fault: str | None = None
+        self.fault: str | None = None  # of the engine: the thread has ended
+        self.broken: str | None = None  # of the weights: nothing is sampled until a whole update went through
         self.steps = 0
         self._beat = time.monotonic()
         self._held: dict[str, _Held] = {}
@@ -89,7 +90,8 @@ class EngineLoop:
                 busy=sum(not held.finished for held in self._held.values()),
                 steps=self.steps,
                 heartbeat_s=time.monotonic() - self._beat,
-                fault=self.fault,
+                alive=self.alive,
+                fault=self.fault or self.broken,
             )
 
     def generate(self, message: Generate) -> int:
@@ -105,10 +107,13 @@ class EngineLoop:
             params = message.params.params()
 
             def submit() -> None:
+                if message.version not in (None, self.engine.version):  # an update came between
+                    return self._drop(new)
                 for request in new.values():
+                    if request.key not in self._held:
+                        continue
                     try:
-                        if request.key in self._held:
-                            self.engine.submit(request.key, request.prompt, params, request.stream)
+                        self.engine.submit(request.key, request.prompt, params, request.stream)
                     except ValueError as error:
                         self._finish(request.key, _Held(error=str(error)))
 
@@ -163,9 +168,9 @@ class EngineLoop:
                 self.engine.update_weights(watched(), version)
             except Exception as error:
                 if begun:
-                    self._broken = f"the weights of version {version} are in part: {_short(error)}"
+                    self.broken = f"the weights of version {version} are in part: {_short(error)}"
                 raise
-            self._broken = None
+            self.broken = None
 
         self._ask(run, when_idle=not in_flight)
 
@@ -174,8 +179,6 @@ class EngineLoop:
         return scores
 
     # ---- the thread -----------------------------------------------------------------------------------
-
-    _broken: str | None = None
 
     def _ask(self, run: Callable[[], Any], when_idle: bool) -> Any:
         """The result of a command, once the thread has come to it."""
@@ -188,8 +191,9 @@ class EngineLoop:
         return command.result.result()
 
     def _healthy(self) -> None:
-        if self.fault or self._broken:
-            raise Conflict(self.fault or self._broken)
+        reason = self.fault or self.broken
+        if reason:
+            raise Conflict(reason)
 
     def _alive(self) -> None:
         self._beat = time.monotonic()
@@ -234,6 +238,12 @@ class EngineLoop:
                 command.result.set_result(command.run())
             except Exception as error:
                 command.result.set_exception(error)
+
+    def _drop(self, keys: Iterable[str]) -> None:
+        with self._changed:
+            for key in keys:
+                self._held.pop(key, None)
+            self._changed.notify_all()
 
     def _finish(self, key: str, outcome: _Held) -> None:
         with self._changed:

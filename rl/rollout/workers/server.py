@@ -67,22 +67,18 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "r1forge", ""
 
     def do_GET(self) -> None:
-        if self.path != "/health":
-            self._reply(404 if self.path not in ROUTES else 405, {"error": "GET is for /health alone"})
-        else:
+        if self.path == "/health":
             self._reply(200, self.server.loop.health().model_dump())
+        else:
+            self._reply(405 if self.path in ROUTES else 404, {"error": "GET is for /health alone"})
 
     def do_POST(self) -> None:
         try:
             self._authorise()
-            path = urlsplit(self.path)
-            if path.path == "/update_weights/bucket":
-                reply = self._bucket(dict(parse_qsl(path.query, keep_blank_values=True)))
-            elif path.path in ROUTES:
-                reply = ROUTES[path.path](self)
-            else:
-                raise Refused(404, f"no endpoint {path.path[:100]}; there are {', '.join(ROUTES)}")
-            self._reply(200, reply)
+            path = urlsplit(self.path).path
+            if path not in ROUTES:
+                raise Refused(404, f"no endpoint {path[:100]}; there are {', '.join(ROUTES)}")
+            self._reply(200, ROUTES[path](self))
         except Refused as error:
             self.close_connection = True  # the body may not have been read
             self._reply(error.status, {"error": str(error)})
@@ -124,8 +120,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.updates.begin(message)
         return {"version": message.version}
 
-    def _bucket(self, query: dict[str, str]) -> dict[str, Any]:
+    def _bucket(self) -> dict[str, Any]:
         """Over http the note is the query and the bucket the body; otherwise the note is a JSON body."""
+        query = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
         if not query:
             note, body = self._json(Bucket), None
         else:
@@ -199,7 +196,7 @@ ROUTES: dict[str, Callable[[Handler], dict[str, Any]]] = {
     "/results": Handler._results,
     "/abort": Handler._abort,
     "/update_weights/begin": Handler._begin,
-    "/update_weights/bucket": lambda handler: handler._bucket({}),
+    "/update_weights/bucket": Handler._bucket,
     "/update_weights/finish": Handler._finish,
     "/score": Handler._score,
     "/shutdown": Handler._shutdown,
