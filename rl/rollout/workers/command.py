@@ -84,10 +84,8 @@ def serve(given: argparse.Namespace, secret: str, engine: Engine) -> int:
 
 def make_engine(kind: str, model: str, options: Mapping[str, Any]) -> Engine:
     if kind == "local":
-        from rl.rollout.local_engine import LocalEngine
-
-        # What `load` passes on goes to the sampler; its own keyword arguments are checked here by name.
         from rl.rollout.local import LocalSampler
+        from rl.rollout.local_engine import LocalEngine
 
         known = {*_keywords(LocalEngine.load), *_keywords(LocalSampler.__init__)}
         unknown = [name for name in options if name not in known]
@@ -145,7 +143,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def _keywords(function: Any) -> set[str]:
     parameters = inspect.signature(function).parameters.values()
-    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("extra", "progress")}
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("extra", "progress", "version")}
 
 
 def _has_parent(parent: int | None) -> bool:

@@ -54,6 +54,7 @@ class EngineLoop:
 
     def __init__(self, engine: Engine, name: str):
         self.engine, self.name = engine, name
+        self.engine.version = -1  # of no trainer, until one has sent its weights
         self.instance = secrets.token_hex(8)
         self.fault: str | None = None  # of the engine: the thread has ended
         self.broken: str | None = None  # of the weights: nothing is sampled until a whole update went through

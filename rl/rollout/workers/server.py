@@ -1,7 +1,8 @@
 """A worker's HTTP server. Everything but `/health` wants the secret; whatever comes in, the engine lives on.
 
-Replies are JSON. 400: the message is wrong (`error` says how); 401: no secret, or another; 404, 405, 411, 413: as usual;
-409: right, but not now (another version, no update under way, a broken engine); 422: damaged weights, the old ones stay.
+Replies are JSON. 400: the message is wrong (`error` says how); 401: no secret, or another; 409: right, but not now
+(another version, no update under way, a broken engine); 422: damaged weights, the old ones stay; 404, 405, 408, 411,
+413: as usual; 500: the engine's own error.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from rl.rollout.workers.buckets import Damaged
 from rl.rollout.workers.loop import Conflict, EngineLoop
 from rl.rollout.workers.receiving import Updates
 from rl.rollout.workers.wire import (
-    Abort, Begin, Bucket, Finish, Generate, Message, Nothing, Results, Score, encode_sample,
+    Abort,
+    Begin,
+    Bucket,
+    Finish,
+    Generate,
+    Message,
+    Nothing,
+    Results,
+    Score,
+    encode_sample,
 )  # fmt: skip
 
 MAX_JSON_BYTES = 64 << 20

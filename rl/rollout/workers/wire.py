@@ -119,8 +119,8 @@ class Nothing(Message):
 
 
 class Health(BaseModel):
-    """Anybody may ask for this. heartbeat_s: how long ago the engine's thread last showed itself; alive: whether it runs
-    at all. With a fault nothing is sampled: the engine failed, or its weights are an update that broke off."""
+    """Anybody may ask for this. heartbeat_s: how long ago the engine's thread last showed itself; alive: if it runs at
+    all. With a fault nothing is sampled: the engine failed, or its weights are an update that broke off."""
 
     model_config = ConfigDict(extra="ignore")
 

@@ -1,0 +1,58 @@
+"""The trainer's weights on their way to the sampler, whichever it is, and the proof that they arrived."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rl.policy.packing import Document
+from rl.policy.policy import Policy
+from rl.rollout.local import LocalSampler
+from rl.rollout.probe import check_probe
+from rl.rollout.types import Sampler
+from rl.rollout.workers.sampler import WorkerSampler
+
+
+class Source(Protocol):
+    """What a backend offers here."""
+
+    def named_weights(self) -> Iterable[tuple[str, Tensor]]: ...
+
+
+class Sync:
+    """Keeps a sampler at the trainer's version. Every process of the trainer calls it at the same places."""
+
+    def __init__(self, sampler: Sampler, source: Source, policy: Policy, probe: list[int], tolerance: float):
+        self.sampler, self.source, self.policy = sampler, source, policy
+        self.probe, self.tolerance = probe, tolerance
+
+    def send(self, version: int) -> dict[str, float]:
+        """Returns metrics of the update."""
+        sampler = self.sampler
+        if isinstance(sampler, LocalSampler):
+            sampler.update_weights((), version)  # it shares the trainer's tensors
+            return {}
+        if isinstance(sampler, WorkerSampler):
+            sampler.update_weights(self.source.named_weights(), version)
+            return sampler.sync.metrics()
+        start = time.perf_counter()
+        sampler.update_weights(self.source.named_weights(), version)
+        engine: Any = sampler.engine  # type: ignore[attr-defined]  # a VLLMSampler
+        scores = engine.score([self.probe])[0]
+        gap = check_probe(probe_logprobs(self.policy, self.probe), scores, self.tolerance, version)
+        return {"sync/seconds": time.perf_counter() - start, "sync/probe": gap}
+
+
+@torch.no_grad()
+def probe_logprobs(policy: Policy, tokens: list[int]) -> list[float]:
+    """The policy's log-probabilities of tokens 1.. at temperature 1, as an engine's `score` gives them."""
+    plain = copy.copy(policy)
+    plain.temperature, plain.experts = 1.0, None
+    (pack,) = plain.pack([Document(tokens[:1], tokens[1:])], len(tokens))
+    values: list[float] = plain.logprobs(pack)[0].tolist()
+    return values
