@@ -80,13 +80,13 @@ class WorkersSpec(BaseModel):
                 )
             if self.transport == "files" and self.folder is None:
                 raise ValueError(
-                    "workers.transport: files with workers.urls needs workers.folder, the --bucket-folder of the workers"
+                    "workers.transport: files with workers.urls needs workers.folder, the workers' --bucket-folder"
                 )
-        lists = {"ports": self.ports, "cores": self.cores}
-        lists |= {f"env.{name}": value for name, value in self.env.items() if isinstance(value, list)}
-        for name, values in lists.items():
-            if values and len(values) != (self.count or 1):
-                raise ValueError(f"workers.{name} has {len(values)} entries for {self.count or 1} worker(s)")
+        lengths = {"ports": len(self.ports), "cores": len(self.cores)}
+        lengths |= {f"env.{name}": len(value) for name, value in self.env.items() if isinstance(value, list)}
+        for name, length in lengths.items():
+            if length not in (0, self.count or 1):
+                raise ValueError(f"workers.{name} has {length} entries for {self.count or 1} worker(s)")
         return self
 
     @property

@@ -14,7 +14,6 @@ from rl.policy.packing import Document
 from rl.policy.policy import Policy
 from rl.rollout.local import LocalSampler
 from rl.rollout.probe import check_probe
-from rl.rollout.types import Sampler
 from rl.rollout.workers.sampler import WorkerSampler
 
 
@@ -25,9 +24,10 @@ class Source(Protocol):
 
 
 class Sync:
-    """Keeps a sampler at the trainer's version. Every process of the trainer calls it at the same places."""
+    """Keeps a sampler (a LocalSampler, VLLMSampler or WorkerSampler) at the trainer's version. Every process of the
+    trainer calls it at the same places."""
 
-    def __init__(self, sampler: Sampler, source: Source, policy: Policy, probe: list[int], tolerance: float):
+    def __init__(self, sampler: Any, source: Source, policy: Policy, probe: list[int], tolerance: float):
         self.sampler, self.source, self.policy = sampler, source, policy
         self.probe, self.tolerance = probe, tolerance
 
@@ -42,10 +42,18 @@ class Sync:
             return sampler.sync.metrics()
         start = time.perf_counter()
         sampler.update_weights(self.source.named_weights(), version)
-        engine: Any = sampler.engine  # type: ignore[attr-defined]  # a VLLMSampler
-        scores = engine.score([self.probe])[0]
+        scores = sampler.engine.score([self.probe])[0]
         gap = check_probe(probe_logprobs(self.policy, self.probe), scores, self.tolerance, version)
         return {"sync/seconds": time.perf_counter() - start, "sync/probe": gap}
+
+    def make_room(self) -> None:
+        """Between rollout and training: an engine on the trainer's devices gives their memory back."""
+        if not isinstance(self.sampler, LocalSampler | WorkerSampler):
+            self.sampler.release()
+
+    def close(self) -> None:
+        if not isinstance(self.sampler, LocalSampler):
+            self.sampler.close()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The workers, as the trainer's first process sees them: started, watched, given weights, replaced when they are lost."""
+"""The workers, as the trainer's first process sees them: started, watched, given weights, replaced when lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rl.rollout.workers.wire import Transport
 
 @dataclass(frozen=True)
 class Probe:
-    """A sequence, and how far the sampler's log-probabilities of it may be from the trainer's (mean, nats per token)."""
+    """A sequence, and how far a worker's log-probabilities of it may be from the trainer's (mean, nats per token)."""
 
     tokens: list[int]
     tolerance: float
@@ -65,7 +65,7 @@ class Settings:
 
 
 class Fleet:
-    """Once it has been given weights, a thread for each worker watches it: one that does not answer within the deadline is
+    """Once there are weights, a thread for each worker watches it. One that does not answer within the deadline is
     killed and started again if it is ours, waited for if it is not, and brought to the current weights before it counts
     as up. `error` is what no restart can mend."""
 

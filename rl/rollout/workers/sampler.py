@@ -29,7 +29,8 @@ class WorkerSampler:
     """clients: of all workers. fleet: on the first process, None on the others.
     probe: the trainer's log-probabilities of the fleet's probe under its current weights; called on every process.
     share: calls `gather(value)` over the trainer's processes; the values by rank.
-    in_flight: samples that a worker is asked for at a time, by this process. wait_s: how long to go on without any worker.
+    in_flight: samples that a worker is asked for at a time, by this process.
+    wait_s: how long to go on without any worker.
     """
 
     def __init__(

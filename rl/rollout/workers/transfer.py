@@ -1,13 +1,12 @@
 """Sending weights: written once to a spool, from there to every worker, and again to one that was restarted.
 
-The spool keeps what workers need to come to the current version from wherever they start, so that a restart asks nothing
-of the trainer (whose weights may be spread over processes that are doing something else).
+The spool keeps what workers need to come to the current version from wherever they start. So a restart asks nothing of
+the trainer, whose weights may be spread over processes that are doing something else.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from rl.rollout.workers.client import Refusal, Unreachable, WorkerClient
 from rl.rollout.workers.collective import Broadcast, open_store
 from rl.rollout.workers.wire import Begin, Bucket, Finish, Group, Transport
 
+PREFIX = "r1forge-weights-"
 FINISH_DEADLINES = 10  # taking up weights may last so many deadlines
 DAMAGED = 422
 
@@ -42,18 +42,17 @@ class Spool:
     """The newest value of every weight that was ever sent, in buckets of at most `limit` bytes."""
 
     def __init__(self, folder: Path, limit: int):
-        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
-        folder.mkdir(parents=True, mode=0o700)
-        self.folder, self.limit = folder, limit
+        self.folder, self.limit = _own_folder(folder), limit
         self.buckets: list[Spooled] = []
         self._written = 0
+        self._remove()  # what a run that was killed has left
 
     def write(self, named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[Spooled]:
         """Each bucket as it is written. At the end, older buckets go whose every weight has been sent anew."""
         fresh: list[Spooled] = []
         for names, data in packed(named_tensors, self.limit):
             self._written += 1
-            path = self.folder / f"{self._written:08d}.safetensors"
+            path = self.folder / f"{PREFIX}{self._written:08d}.safetensors"
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(data)
             fresh.append(Spooled(path, frozenset(names), len(data), checksum(data)))
@@ -65,7 +64,24 @@ class Spool:
         self.buckets = [bucket for bucket in self.buckets if not bucket.names <= new] + fresh
 
     def close(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove()
+        self.buckets = []
+        try:
+            self.folder.rmdir()
+        except OSError:
+            pass  # somebody else's files are in there
+
+    def _remove(self) -> None:
+        for path in self.folder.glob(f"{PREFIX}*.safetensors"):
+            path.unlink(missing_ok=True)
+
+
+def _own_folder(folder: Path) -> Path:
+    """Made if it is not there. Shared memory is open to all users: one of somebody else's making is refused."""
+    folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise RuntimeError(f"{folder} belongs to another user: give another one as workers.folder")
+    return folder
 
 
 class Transmission:
