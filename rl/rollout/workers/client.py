@@ -42,7 +42,7 @@ class WorkerClient:
     def health(self, timeout_s: float | None = None) -> Health:
         return self._living(self._call("GET", "/health", None, timeout_s or self.deadline_s))
 
-    def generate(self, requests: Sequence[Request], settings: Settings, version: int) -> None:
+    def generate(self, requests: Sequence[Request], settings: Settings, version: int | None) -> None:
         for start in range(0, len(requests), REQUESTS_PER_CALL):
             part = list(requests[start : start + REQUESTS_PER_CALL])
             self._post("/generate", Generate(requests=part, params=settings, version=version).model_dump(mode="json"))

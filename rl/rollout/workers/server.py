@@ -149,7 +149,11 @@ class Handler(BaseHTTPRequestHandler):
         return {"version": self.server.updates.finish(self._json(Finish))}
 
     def _score(self) -> dict[str, Any]:
-        return {"logprobs": self.server.loop.score(self._json(Score).tokens)}
+        message = self._json(Score)
+        try:
+            return {"logprobs": self.server.loop.score(message.tokens)}
+        except ValueError as error:
+            raise Refused(400, str(error)) from None
 
     def _shutdown(self) -> dict[str, Any]:
         self._json(Nothing)
