@@ -22,15 +22,12 @@ def check_rollout(recipe: GRPORecipe) -> list[str]:
         raise RecipeError(
             "rollout.draft_tokens: vLLM drafts by settings of its own (workers.options.speculative_config); set it to 0"
         )
+    warnings = []
     here = rollout.mode == "colocate" or (workers is not None and bool(workers.count) and workers.python is None)
     if rollout.engine == "vllm" and here and find_spec("vllm") is None:
-        other = (
-            "run the trainer in an environment that has it"
-            if rollout.mode == "colocate"
-            else "name the interpreter of one that has it: rollout.workers.python (docs/rollouts.md)"
-        )
-        raise RecipeError(f"rollout.engine: vLLM is not installed in this environment; {other}")
-    return _check_workers(workers) if workers is not None and rollout.mode == "server" else []
+        other = "" if rollout.mode == "colocate" else ", or name the interpreter of one: rollout.workers.python"
+        warnings.append(f"rollout.engine: vLLM is not installed here; run in an environment that has it{other}")
+    return warnings + (_check_workers(workers) if workers is not None and rollout.mode == "server" else [])
 
 
 def _check_workers(spec: WorkersSpec) -> list[str]:

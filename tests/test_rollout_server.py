@@ -12,10 +12,13 @@ import torch
 from tiny_models import EOS, tiny_model, token_lists, tokenizer
 from worker_threads import SECRET, Running, sampler
 
+from rl.policy.load import character_tokenizer
 from rl.rollout import LocalSampler, SamplingParams
+from rl.rollout.engine import RestartNeeded
 from rl.rollout.local_engine import LocalEngine
 from rl.rollout.workers.buckets import checksum, packed, total_checksum
 from rl.rollout.workers.client import Refusal, Unreachable, WorkerClient
+from rl.rollout.workers.command import Remake
 from rl.rollout.workers.transfer import Spool, TransferError, Transmission
 from rl.rollout.workers.wire import Begin, Bucket, Finish, Request, settings_of
 
@@ -269,15 +272,15 @@ def test_damaged_updates_are_refused_and_the_old_weights_stay(worker):
         client.bucket(note.model_copy(update={"bytes": len(garbage), "checksum": checksum(garbage)}), garbage)
     total = total_checksum(n.checksum for n, _ in buckets)
     with pytest.raises(Refusal, match="arrived"):
-        client.finish(Finish(version=1, buckets=len(buckets), checksum=total), 60)
+        client.finish(Finish(version=1, buckets=len(buckets), checksum=total))
     with pytest.raises(Refusal, match="does not fit"):
-        client.finish(Finish(version=1, buckets=len(buckets) - 1, checksum=total), 60)
+        client.finish(Finish(version=1, buckets=len(buckets) - 1, checksum=total))
     assert client.score([PROMPTS[1]]) == before and client.health().version == -1
     client.bucket(note, data)
     client.bucket(note, data)  # the reply was lost, say
     finish = Finish(version=1, buckets=len(buckets), checksum=total)
-    assert client.finish(finish, 60) == 1
-    assert client.finish(finish, 60) == 1  # likewise
+    assert client.finish(finish) == 1
+    assert client.finish(finish) == 1  # likewise
     assert client.score([PROMPTS[1]]) != before
 
 
@@ -315,6 +318,28 @@ def test_an_update_waits_for_what_is_being_sampled(worker):
     for note, data in buckets:
         worker.client.bucket(note, data)
     total = total_checksum(n.checksum for n, _ in buckets)
-    assert worker.client.finish(Finish(version=1, buckets=len(buckets), checksum=total), 120) == 1
+    assert worker.client.finish(Finish(version=1, buckets=len(buckets), checksum=total)) == 1
     got = fetched(worker.client, [f"k{i}" for i in range(5)])
     assert {s.weights_version for row in got.values() for s in row} == {-1}
+
+
+def test_an_engine_that_takes_no_weights_is_started_anew_with_them(tmp_path):
+    """As vLLM's experts on CPU; weights that are not sent stay as they were at the update before."""
+    tiny_model("llama", seed=1).save_pretrained(tmp_path / "model")
+    character_tokenizer().save_pretrained(tmp_path / "model")
+
+    class Fixed(LocalEngine):
+        def update_weights(self, named_tensors, version):
+            raise RestartNeeded("this engine cannot")
+
+    remake = Remake("local", str(tmp_path / "model"), {"dtype": "float32"})
+    with Running(tmp_path, engine=Fixed(sampler())) as worker:
+        worker.loop.remake = remake
+        new = dict(tiny_model("llama", seed=9).named_parameters())
+        worker.loop.update([pair for pair in new.items() if "mlp" not in pair[0]], 1, False)
+        # The second update goes to an engine that could take it: make it refuse as well.
+        worker.loop.engine.__class__ = Fixed
+        worker.loop.update([pair for pair in new.items() if "mlp" in pair[0]], 2, False)
+        assert worker.client.health().version == 2 and worker.client.health().fault is None
+        expected = logprobs(tiny_model("llama", seed=9), PROMPTS[1])
+        assert worker.client.score([PROMPTS[1]])[0] == pytest.approx(expected, abs=1e-5)

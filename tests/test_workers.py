@@ -33,14 +33,8 @@ def served(workers, spool, model, *, deadline_s=60.0, in_flight=256, wait_s=60.0
     settings = Settings(transport="files", say=lambda text: None, **settings)
     fleet = Fleet([Worker(client, process) for client, process in workers], spool, PROBE, settings)
 
-    def expected() -> list[float]:
-        ids = torch.tensor([PROBE.tokens])
-        with torch.no_grad():
-            logp = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
-        return logp.gather(-1, ids[0, 1:, None])[:, 0].tolist()
-
     clients = [WorkerClient(client.url, SECRET, deadline_s) for client, _ in workers]
-    return WorkerSampler(clients, fleet, probe=probe or expected, in_flight=in_flight, wait_s=wait_s)
+    return WorkerSampler(clients, fleet, probe=probe or (lambda: logprobs(model)), in_flight=in_flight, wait_s=wait_s)
 
 
 def tokens(rows):
@@ -84,7 +78,7 @@ def test_two_workers_give_what_one_sampler_gives(spool):
         assert workers.generate([], PARAMS) == []
         assert len(workers.generate(PROMPTS[:1], SamplingParams(max_tokens=3))[0]) == 1  # a seed of its own
         model = tiny_model("llama", seed=10)
-        workers.probe = workers.fleet.probe and (lambda: one_logprobs(model))
+        workers.probe = lambda: logprobs(model)
         workers.update_weights(model.named_parameters(), 2)
         assert tokens(workers.generate(PROMPTS, PARAMS)) == tokens(local(model))
         assert one.client.health().busy == two.client.health().busy == 0
@@ -92,7 +86,7 @@ def test_two_workers_give_what_one_sampler_gives(spool):
         workers.close()
 
 
-def one_logprobs(model) -> list[float]:
+def logprobs(model) -> list[float]:
     ids = torch.tensor([PROBE.tokens])
     with torch.no_grad():
         return model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].tolist()
@@ -202,8 +196,8 @@ def test_processes_killed_and_stopped_in_the_middle_are_replaced(tmp_path, spool
     try:
         workers.fleet.start()
         workers.update_weights(model.named_parameters(), 3)
-        prompts = token_lists([5 + i % 7 for i in range(24)])
-        long = SamplingParams(n=3, max_tokens=120, min_tokens=120, seed=1)
+        prompts = token_lists([5 + i % 7 for i in range(12)])
+        long = SamplingParams(n=2, max_tokens=80, min_tokens=80, seed=1)
         first_pids = [p._process.pid for p in processes]
 
         def strike() -> None:

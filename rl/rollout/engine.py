@@ -47,3 +47,7 @@ class Engine(Protocol):
     def close(self) -> None:
         """Gives memory and processes back; nothing may be called afterwards."""
         ...
+
+
+class RestartNeeded(RuntimeError):
+    """This engine cannot take new weights while it runs: start another one from a checkpoint that has them."""

@@ -20,6 +20,10 @@ class Unreachable(Exception):
     """No reply, or none that a worker gives: refused, cut off, too late, or stuck."""
 
 
+class Late(Unreachable):
+    """No reply in time: the worker may be busy with it."""
+
+
 class Refusal(Exception):
     """The worker answered, and said no."""
 
@@ -73,9 +77,13 @@ class WorkerClient:
             fields = note.model_dump(mode="json", exclude_none=True)
             self._read("POST", f"/update_weights/bucket?{urlencode(fields)}", body, self.deadline_s)
 
-    def finish(self, message: Finish, timeout_s: float) -> int:
-        """The version that the worker has now."""
-        return int(self._post("/update_weights/finish", message.model_dump(mode="json"), timeout_s)["version"])
+    def finish(self, message: Finish) -> int:
+        """The version that the worker has now. Large weights take their time: while there is life, it is waited for."""
+        while True:
+            try:
+                return int(self._post("/update_weights/finish", message.model_dump(mode="json"))["version"])
+            except Late:
+                self.health()  # raises Unreachable if that was the reason
 
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
         scores: list[list[float]] = self._post("/score", {"tokens": [list(t) for t in tokens]})["logprobs"]
@@ -102,7 +110,7 @@ class WorkerClient:
             raw = response.read()
             status = response.status
         except TimeoutError:
-            raise Unreachable(f"no answer in {timeout_s:g} s") from None
+            raise Late(f"no answer in {timeout_s:g} s") from None
         except (OSError, HTTPException) as error:
             raise Unreachable(f"{type(error).__name__}: {error}") from None
         finally:

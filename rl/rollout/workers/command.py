@@ -16,13 +16,15 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from rl.recipe_io import RecipeError
 from rl.rollout.engine import Engine
@@ -53,21 +55,22 @@ def main(arguments: list[str]) -> int:
             os.sched_setaffinity(0, cores_of(given.cores))
         if given.device:
             options["device"] = given.device
-        return serve(given, secret, make_engine(given.engine, given.model, options))
+        return serve(given, secret, options)
     except (RecipeError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def serve(given: argparse.Namespace, secret: str, engine: Engine) -> int:
+def serve(given: argparse.Namespace, secret: str, options: Mapping[str, Any]) -> int:
     """Until told to stop (0), or until the engine fails (1)."""
     from rl.rollout.workers.loop import EngineLoop
     from rl.rollout.workers.receiving import shared_folder
     from rl.rollout.workers.server import WorkerServer
 
-    loop = EngineLoop(engine, given.engine)
+    engine = make_engine(given.engine, given.model, options)
+    loop = EngineLoop(engine, given.engine, Remake(given.engine, given.model, options))
     server = WorkerServer((given.host, given.port), loop, secret, given.bucket_folder or shared_folder())
-    stop = threading.Event()
+    stop, started_by = threading.Event(), os.getppid()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     loop.start()
@@ -75,11 +78,31 @@ def serve(given: argparse.Namespace, secret: str, engine: Engine) -> int:
     if given.announce:
         write_whole(given.announce, json.dumps({"url": server.url, "pid": os.getpid()}))
     print(f"rollout worker ready at {server.url}", flush=True)
-    while not (stop.is_set() or server.asked_to_stop) and loop.alive and _has_parent(given.parent):
+    while not (stop.is_set() or server.asked_to_stop) and loop.alive and _has_parent(given.parent, started_by):
         time.sleep(0.2)
     server.shutdown()
     loop.stop()
     return 1 if loop.fault else 0
+
+
+class Remake:
+    """Starts the same engine anew from a checkpoint of new weights, for engines that cannot take any."""
+
+    def __init__(self, kind: str, model: str, options: Mapping[str, Any]):
+        self.kind, self.options = kind, options
+        self._source = Path(model).expanduser()
+        self._written: tempfile.TemporaryDirectory[str] | None = None
+
+    def __call__(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> Engine:
+        from rl.rollout.workers.rebuild import write_checkpoint
+
+        folder = tempfile.TemporaryDirectory(prefix="r1forge-worker-")
+        target = Path(folder.name) / "model"
+        write_checkpoint(self._source, named_tensors, target)
+        engine = make_engine(self.kind, str(target), self.options)
+        engine.version = version
+        self._source, self._written = target, folder  # the one before goes with its last reference
+        return engine
 
 
 def make_engine(kind: str, model: str, options: Mapping[str, Any]) -> Engine:
@@ -146,5 +169,12 @@ def _keywords(function: Any) -> set[str]:
     return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("extra", "progress", "version")}
 
 
-def _has_parent(parent: int | None) -> bool:
-    return parent is None or os.getppid() == parent
+def _has_parent(parent: int | None, started_by: int) -> bool:
+    """Whether the process that this one is to end with is there. Its own parent may be a script in between."""
+    if parent is None:
+        return True
+    try:
+        os.kill(parent, 0)
+    except OSError:
+        return False
+    return os.getppid() == started_by

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rl.rollout.engine import Engine
+from rl.rollout.engine import Engine, RestartNeeded
 from rl.rollout.types import Sample
 from rl.rollout.workers.wire import Generate, Health
 
@@ -48,12 +48,19 @@ class _Command:
 class EngineLoop:
     """Every call of the engine happens on one thread, in the order in which it was asked for.
 
+    remake: starts another engine with new weights (as `update_weights` gets them), for one that says RestartNeeded.
+
     A command that needs an idle engine waits for the requests before it and holds up those after it. If the engine
     itself fails the thread ends, `fault` says why, and the process is of no more use.
     """
 
-    def __init__(self, engine: Engine, name: str):
-        self.engine, self.name = engine, name
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        remake: Callable[[Iterable[tuple[str, Tensor]], int], Engine] | None = None,
+    ):
+        self.engine, self.name, self.remake = engine, name, remake
         self.engine.version = -1  # of no trainer, until one has sent its weights
         self.instance = secrets.token_hex(8)
         self.fault: str | None = None  # of the engine: the thread has ended
@@ -122,8 +129,10 @@ class EngineLoop:
             self._changed.notify_all()
             return len(new)
 
-    def results(self, keys: Sequence[str], wait_s: float, most: int) -> tuple[dict[str, list[Sample]], dict[str, str]]:
-        """(samples, errors) of finished groups among the keys, at most `most`; waits until there is one.
+    def results(
+        self, keys: Sequence[str], wait_s: float, most_tokens: int
+    ) -> tuple[dict[str, list[Sample]], dict[str, str]]:
+        """(samples, errors) of finished groups among the keys, as many as make up a reply; waits until there is one.
 
         KeyError: a key that this worker does not know.
         """
@@ -136,10 +145,14 @@ class EngineLoop:
                 timeout=wait_s,
             )
             self._healthy()
-            held = [(key, self._held[key]) for key in keys if key in self._held]
-            finished = [(key, group) for key, group in held if group.finished][:most]
-            samples = {key: group.samples for key, group in finished if group.samples is not None}
-            return samples, {key: group.error for key, group in finished if group.error is not None}
+            finished = [(key, held) for key in keys if (held := self._held.get(key)) and held.finished]
+            errors = {key: held.error for key, held in finished if held.error is not None}
+            samples, tokens = {}, 0
+            for key, held in finished:
+                if held.samples is not None and tokens < most_tokens:
+                    samples[key] = held.samples
+                    tokens += sum(len(sample.token_ids) for sample in held.samples)
+            return samples, errors
 
     def forget(self, keys: Iterable[str] | None) -> int:
         """Drops results that have been fetched and requests that nobody waits for; None = all."""
@@ -166,7 +179,14 @@ class EngineLoop:
                     yield pair
 
             try:
-                self.engine.update_weights(watched(), version)
+                try:
+                    self.engine.update_weights(watched(), version)
+                except RestartNeeded:
+                    if self.remake is None or begun:
+                        raise
+                    self.engine.close()
+                    self.broken = "the engine is being started anew"
+                    self.engine = self.remake(watched(), version)
             except Exception as error:
                 if begun:
                     self.broken = f"the weights of version {version} are in part: {_short(error)}"

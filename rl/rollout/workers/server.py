@@ -36,7 +36,7 @@ from rl.rollout.workers.wire import (
 )  # fmt: skip
 
 MAX_JSON_BYTES = 64 << 20
-GROUPS_PER_REPLY = 32
+TOKENS_PER_REPLY = 1 << 19  # about 15 MB of JSON
 READ_TIMEOUT_S = 60.0  # between two pieces of a request
 Parsed = TypeVar("Parsed", bound=Message)
 
@@ -115,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
         message, loop = self._json(Results), self.server.loop
         loop.forget(message.forget)
         try:
-            samples, errors = loop.results(message.keys, message.wait_s, GROUPS_PER_REPLY)
+            samples, errors = loop.results(message.keys, message.wait_s, TOKENS_PER_REPLY)
         except KeyError as error:
             raise Conflict(f"unknown key {error.args[0]}") from None
         groups = {key: [encode_sample(s) for s in row] for key, row in samples.items()}

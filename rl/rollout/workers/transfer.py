@@ -20,7 +20,6 @@ from rl.rollout.workers.collective import Broadcast, open_store
 from rl.rollout.workers.wire import Begin, Bucket, Finish, Group, Transport
 
 PREFIX = "r1forge-weights-"
-FINISH_DEADLINES = 10  # taking up weights may last so many deadlines
 DAMAGED = 422
 
 
@@ -142,7 +141,7 @@ class Transmission:
         message = Finish(version=self.version, buckets=len(self._checksums), checksum=total_checksum(self._checksums))
 
         def acknowledged(client: WorkerClient) -> None:
-            version = client.finish(message, FINISH_DEADLINES * client.deadline_s)
+            version = client.finish(message)
             if version != self.version:
                 raise Unreachable(f"it acknowledged version {version}, not {self.version}")
 
