@@ -131,7 +131,7 @@ class GRPO:
         seed = stream_key(self.recipe.seed, index)
         params = sampling_params(rollout, self.recipe.grpo.samples_per_prompt, seed)
         samples = self.sampler.generate([p.ids for p in prompts], params, streams=positions)
-        log.drafts(self.sampler.acceptance)
+        log.drafts(self.sync.acceptance)
         batch = completions_of(prompts, list(wanted), positions, samples, self.tokenizer)
         with timer("reward"):
             assign_rewards(batch, self.rewards, self.prompts, self.recipe.grpo.truncation, rollout.max_tokens)

@@ -17,9 +17,10 @@ from recipes import free_port
 from rl.rollout import LocalSampler, SamplingParams
 from rl.rollout.local_engine import LocalEngine
 from rl.rollout.probe import ProbeFailed
+from rl.rollout.workers import command
 from rl.rollout.workers.client import WorkerClient
 from rl.rollout.workers.fleet import Fleet, Probe, Settings, Worker
-from rl.rollout.workers.launch import WorkerProcess, write_secret
+from rl.rollout.workers.launch import StartFailed, WorkerProcess, write_secret
 from rl.rollout.workers.sampler import WorkerSampler
 from rl.rollout.workers.transfer import Spool
 
@@ -219,7 +220,7 @@ def test_processes_killed_and_stopped_in_the_middle_are_replaced(tmp_path, spool
     assert all(p._process.poll() is not None for p in processes)
 
 
-def process(folder, spool, number: int) -> WorkerProcess:
+def process(folder, spool, number: int, python: str | None = None) -> WorkerProcess:
     return WorkerProcess(
         number,
         folder,
@@ -229,7 +230,7 @@ def process(folder, spool, number: int) -> WorkerProcess:
         host="127.0.0.1",
         port=0,
         bucket_folder=spool.folder,
-        python=None,
+        python=python,
         env={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         cores=None,
         options={"dtype": "float32", "max_slots": 4},
@@ -242,12 +243,24 @@ def write_tokenizer(folder) -> None:
     character_tokenizer().save_pretrained(folder)
 
 
-def test_a_worker_that_cannot_start_says_why(tmp_path, spool):
+def test_a_worker_that_cannot_start_says_why(tmp_path, spool, capsys):
     (tmp_path / "secret").write_text("short")
-    broken = process(tmp_path, spool, 0)
+    arguments = ["--model", str(tmp_path), "--secret-file", str(tmp_path / "secret")]
+    assert command.main(arguments) == 2
+    assert "at least 16 printable" in capsys.readouterr().err
+    (tmp_path / "secret").write_text(SECRET)
+    for options, says in (
+        (["slots=4"], "no option slots"),
+        (["max_slots"], "must look like name=value"),
+        (["--cores", "3-1"], "must look like 0-3"),
+        ([], "model.path"),  # an empty folder
+    ):
+        assert command.main([*arguments, *options]) == 2
+        assert says in capsys.readouterr().err
+    broken = process(tmp_path, spool, 0, python="/bin/false")
     broken.start()
-    with pytest.raises(RuntimeError, match="worker 0 ended with status 2: error: .*at least 16 printable"):
-        broken.wait(300)
+    with pytest.raises(StartFailed, match="worker 0 ended with status 1"):
+        broken.wait(60)
     broken.close()
 
 

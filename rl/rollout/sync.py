@@ -14,6 +14,7 @@ from rl.policy.packing import Document
 from rl.policy.policy import Policy
 from rl.rollout.local import LocalSampler
 from rl.rollout.probe import check_probe
+from rl.rollout.speculative import Acceptance
 from rl.rollout.workers.sampler import WorkerSampler
 
 
@@ -45,6 +46,11 @@ class Sync:
         scores = sampler.engine.score([self.probe])[0]
         gap = check_probe(probe_logprobs(self.policy, self.probe), scores, self.tolerance, version)
         return {"sync/seconds": time.perf_counter() - start, "sync/probe": gap}
+
+    @property
+    def acceptance(self) -> Acceptance:
+        """How the last rollout's drafts did; only a LocalSampler in this process tells."""
+        return self.sampler.acceptance if isinstance(self.sampler, LocalSampler) else Acceptance([])
 
     def make_room(self) -> None:
         """Between rollout and training: an engine on the trainer's devices gives their memory back."""

@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor
 
-from rl.rollout.speculative import Acceptance
 from rl.rollout.types import Sample, SamplingParams
 from rl.rollout.workers.client import Refusal, Unreachable, WorkerClient
 from rl.rollout.workers.dispatch import Dispatch
@@ -47,7 +46,6 @@ class WorkerSampler:
         self.clients, self.fleet = list(clients), fleet
         self.version = -1  # nothing has been sent yet
         self.progress = progress  # called with (completions done, completions asked for)
-        self.acceptance = Acceptance([])  # workers do not tell how drafts did
         self.sync = Sync()
         self.moved = 0  # prompts that were taken from lost workers, over all calls
         self.probe, self.share, self.in_flight, self.wait_s = probe, share, in_flight, wait_s
