@@ -44,7 +44,7 @@ class LocalEngine:
         """From a model folder or hub id. options: of `LocalSampler` (max_slots, prefill_tokens, draft_tokens, ...)."""
         if threads is not None:
             torch.set_num_threads(threads)
-        spec = ModelSpec(path=model_path, dtype=dtype)  # type: ignore[arg-type]  # validated there
+        spec = ModelSpec.model_validate({"path": model_path, "dtype": dtype})
         tokenizer = load_tokenizer(spec)
         model = load_model(spec, tokenizer, dtype=DTYPES[spec.dtype])
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
