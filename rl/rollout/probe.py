@@ -1,4 +1,4 @@
-"""Does the sampler hold the weights that the trainer holds? Log-probabilities of one sequence, compared after an update.
+"""Does the sampler hold the trainer's weights? Log-probabilities of one sequence, compared after an update.
 
 A weight that was not replaced, was replaced by another layer's, or is kept a second time in another form leaves a
 sampler that works and is wrong. Checksums do not see it; the model's own answers do.
@@ -41,6 +41,6 @@ def check_probe(trainer: Sequence[float], sampler: Sequence[float], tolerance: f
         f"trainer's mean log-probability is {math.fsum(trainer) / len(trainer):.4f}, the sampler's "
         f"{math.fsum(sampler) / len(sampler):.4f}; mean |difference| {mean:.4g} nats, largest {max(gaps):.4g}, "
         f"tolerance {tolerance:.4g}. A weight is stale or was sent under another name (an output head tied to the "
-        f"embedding, experts, fused projections): restart the sampler from a checkpoint of this model. If it then fails "
-        f"at once too, the two compute differently (dtype, quantisation, attention), and the tolerance is too small"
+        f"embedding, experts, fused projections): restart the sampler from a checkpoint of this model. If it then "
+        f"fails at once too, the two compute differently (dtype, quantisation, attention): raise the tolerance"
     )
