@@ -60,7 +60,7 @@ def make_sampler(
     else:
         sampler = _served(recipe, policy, tokenizer, processes, run, Probe(probe, tolerance), record_routing)
     sampler.progress = lambda done, all_: run.progress.update(f"{done}/{all_} completions")
-    return Sync(sampler, source, policy, probe, tolerance)
+    return Sync(sampler, source, policy, probe, tolerance, as_in_files=rollout.engine == "vllm")
 
 
 def _colocated(recipe: GRPORecipe, policy: Policy, tokenizer: Any, processes: Processes, run: Run) -> Any:
@@ -68,9 +68,7 @@ def _colocated(recipe: GRPORecipe, policy: Policy, tokenizer: Any, processes: Pr
     from rl.rollout.vllm_sampler import VLLMSampler
 
     options = _options(recipe, record_routing=False)
-    if processes.rank == 0:
-        _starting_model(recipe, policy, tokenizer, run)
-    processes.barrier()
+    _starting_model(recipe, policy, tokenizer, processes, run)
     own = {name: options.pop(name) for name in ("dtype", "max_model_len", "max_slots", "seed") if name in options}
     engine = VLLMEngine(str(_model_folder(recipe, run)), **own, sleeping=True, extra=options)
     return VLLMSampler(engine)
@@ -85,10 +83,12 @@ def _served(
     spec = recipe.rollout.workers
     assert spec is not None
     fleet, secret, error = None, "", None
+    if spec.count:
+        _starting_model(recipe, policy, tokenizer, processes, run)
     if processes.rank == 0:
         try:
             secret = _secret(spec, run)
-            fleet = _fleet(recipe, spec, policy, tokenizer, run, secret, probe, routing)
+            fleet = _fleet(recipe, spec, policy, run, secret, probe, routing)
             fleet.start()
         except (RuntimeError, ValueError, OSError) as reason:
             error = str(reason)
@@ -110,7 +110,6 @@ def _fleet(
     recipe: GRPORecipe,
     spec: WorkersSpec,
     policy: Policy,
-    tokenizer: Any,
     run: Run,
     secret: str,
     probe: Probe,
@@ -121,7 +120,6 @@ def _fleet(
     if spec.urls:
         workers = [Worker(WorkerClient(url, secret, spec.deadline_s)) for url in spec.urls]
     else:
-        _starting_model(recipe, policy, tokenizer, run)
         workers = [_started(recipe, spec, run, number, spool, secret, routing) for number in range(spec.count or 0)]
     settings = Settings(
         transport=spec.chosen_transport,
@@ -181,16 +179,17 @@ def _model_folder(recipe: GRPORecipe, run: Run) -> Path:
     return Path(str(spec.path)).expanduser().resolve() if plain else run.folder / "workers" / "model"
 
 
-def _starting_model(recipe: GRPORecipe, policy: Policy, tokenizer: Any, run: Run) -> None:
+def _starting_model(recipe: GRPORecipe, policy: Policy, tokenizer: Any, processes: Processes, run: Run) -> None:
     """Writes that folder, where it has to be."""
     target = _model_folder(recipe, run)
-    if target.is_relative_to(run.folder / "workers"):
 
-        def fill(path: Path) -> None:
-            policy.model.save_pretrained(path)
-            tokenizer.save_pretrained(path)
+    def fill(path: Path) -> None:
+        policy.model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
 
+    if processes.rank == 0 and target.is_relative_to(run.folder / "workers"):
         write_folder(target, fill)
+    processes.barrier()
 
 
 def spool_folder(given: str | None, output: Path, bytes_: int) -> Path:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rl.policy.names import checkpoint_weights
 from rl.policy.packing import Document
 from rl.policy.policy import Policy
 from rl.rollout.local import LocalSampler
@@ -28,8 +29,11 @@ class Sync:
     """Keeps a sampler (a LocalSampler, VLLMSampler or WorkerSampler) at the trainer's version. Every process of the
     trainer calls it at the same places."""
 
-    def __init__(self, sampler: Any, source: Source, policy: Policy, probe: list[int], tolerance: float):
-        self.sampler, self.source, self.policy = sampler, source, policy
+    def __init__(
+        self, sampler: Any, source: Source, policy: Policy, probe: list[int], tolerance: float, *, as_in_files: bool
+    ):
+        """as_in_files: whether the engine knows weights by the names that they have in files, or by the model's own."""
+        self.sampler, self.source, self.policy, self.as_in_files = sampler, source, policy, as_in_files
         self.probe, self.tolerance = probe, tolerance
 
     def send(self, version: int) -> dict[str, float]:
@@ -39,13 +43,18 @@ class Sync:
             sampler.update_weights((), version)  # it shares the trainer's tensors
             return {}
         if isinstance(sampler, WorkerSampler):
-            sampler.update_weights(self.source.named_weights(), version)
+            sampler.update_weights(self.weights(), version)
             return sampler.sync.metrics()
         start = time.perf_counter()
-        sampler.update_weights(self.source.named_weights(), version)
+        sampler.update_weights(self.weights(), version)
         scores = sampler.engine.score([self.probe])[0]
         gap = check_probe(probe_logprobs(self.policy, self.probe), scores, self.tolerance, version)
         return {"sync/seconds": time.perf_counter() - start, "sync/probe": gap}
+
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
+        """All of them, as the engine knows them."""
+        named = self.source.named_weights()
+        return checkpoint_weights(self.policy.model, named) if self.as_in_files else named
 
     @property
     def acceptance(self) -> Acceptance:
