@@ -19,6 +19,7 @@ from rl.rollout.types import Sample
 from rl.rollout.workers.wire import Generate, Health
 
 MOST_HELD = 100_000  # groups, running or not fetched yet
+START_S = 600.0  # an engine that is being started shows no sign of life, and may take so long
 NAP_S = 0.2  # how long an idle thread waits before it shows itself again
 
 
@@ -108,18 +109,19 @@ class EngineLoop:
             self._healthy()
             if message.version is not None and message.version != self.engine.version:
                 raise Conflict(f"version {message.version} was asked for, this worker has {self.engine.version}")
-            new = {r.key: r for r in message.requests if r.key not in self._held}
+            new = [r for r in {r.key: r for r in message.requests}.values() if r.key not in self._held]
             if len(self._held) + len(new) > MOST_HELD:
                 raise Conflict(f"{len(self._held)} requests are held already: fetch or abort some")
-            self._held |= {key: _Held() for key in new}
+            mine = {request.key: _Held() for request in new}
+            self._held |= mine
             params = message.params.params()
 
             def submit() -> None:
                 if message.version not in (None, self.engine.version):  # an update came between
-                    return self._drop(new)
-                for request in new.values():
-                    if request.key not in self._held:
-                        continue
+                    return self._drop(mine)
+                for request in new:
+                    if self._held.get(request.key) is not mine[request.key]:
+                        continue  # forgotten meanwhile, and perhaps asked for again
                     try:
                         self.engine.submit(request.key, request.prompt, params, request.stream)
                     except ValueError as error:
@@ -186,11 +188,14 @@ class EngineLoop:
                         raise
                     self.engine.close()
                     self.broken = "the engine is being started anew"
+                    self._beat = time.monotonic() + START_S
                     self.engine = self.remake(watched(), version)
             except Exception as error:
                 if begun:
                     self.broken = f"the weights of version {version} are in part: {_short(error)}"
                 raise
+            finally:
+                self._beat = time.monotonic()
             self.broken = None
 
         self._ask(run, when_idle=not in_flight)
@@ -217,7 +222,7 @@ class EngineLoop:
             raise Conflict(reason)
 
     def _alive(self) -> None:
-        self._beat = time.monotonic()
+        self._beat = max(self._beat, time.monotonic())
 
     def _run(self) -> None:
         try:
