@@ -34,7 +34,7 @@ class Worker:
     process: WorkerProcess | None = None
     up: bool = False
     reason: str = "not asked yet"  # why it is not up
-    restarts: int = 0
+    restarts: int = 0  # since it last took an update
     given_up: bool = False
 
 
@@ -77,6 +77,7 @@ class Fleet:
         self._expected: list[float] | None = None  # the trainer's log-probabilities of the probe
         self._lock = threading.RLock()  # weights are sent by one thread at a time
         self._stop = threading.Event()
+        self._starting = threading.Lock()
         self._keepers: list[threading.Thread] = []
 
     # ---- weights --------------------------------------------------------------------------------------
@@ -95,7 +96,9 @@ class Fleet:
                 sending.send(bucket)
             acknowledged = sending.finish()
             for worker in self.workers:
-                if worker.client.url in sending.lost:
+                if worker.client in acknowledged:
+                    worker.restarts = 0
+                elif worker.client.url in sending.lost:
                     worker.up, worker.reason = False, sending.lost[worker.client.url]
                     self.settings.say(f"rollout worker {worker.client.url}: {worker.reason}")
         if self.error:
@@ -157,7 +160,8 @@ class Fleet:
 
     def close(self) -> None:
         """Ends the workers that we started; leaves the others to their owner."""
-        self._stop.set()
+        with self._starting:  # no keeper starts one after this
+            self._stop.set()
         for worker in self.workers:
             if worker.process is not None:
                 worker.process.close()
@@ -208,8 +212,11 @@ class Fleet:
             return
         worker.restarts += 1
         self.restarts += 1
-        worker.process.kill()
-        worker.process.start()
+        with self._starting:
+            if self._stop.is_set():
+                return
+            worker.process.kill()
+            worker.process.start()
         try:
             worker.process.wait(self.settings.start_timeout_s)
             self._bring_up_to_date(worker)
