@@ -56,7 +56,7 @@ class GKD(SamplingTraining):
             check_rows(policy.head, self.vocabulary, field)
         # Both read the same packs: where the teacher cannot read packed documents, it cuts them.
         self.packer = self.policy if self.teacher.packed else self.teacher
-        self.sampler = self.load_sampler()
+        self.load_sampler()
 
     def load_teacher(self, tokenizer: Any) -> Policy:
         """Frozen, in the compute type of its own."""
@@ -72,12 +72,15 @@ class GKD(SamplingTraining):
         timer, on_policy = Timer(), self.on_policy(index)
         with timer("rollout"), self.folder.progress.phase(f"step {index}: rollout"):
             documents, lengths = self.sampled(index) if on_policy else (self.given(index), {})
+        self.sync.make_room()
         with timer("train"), self.folder.progress.phase(f"step {index}: training"):
             metrics = self.update(documents)
-        self.sampler.update_weights((), self.updates)  # the sampler shares the trainer's tensors
+        with timer("sync"):
+            synced = self.sync.send(self.updates)
         return {
             **metrics,
             **lengths,
+            **synced,
             "on_policy": float(on_policy),
             **{f"time/{k}": v for k, v in timer.seconds.items()},
         }

@@ -38,7 +38,7 @@ class GRPO(SamplingTraining):
             reward.check_columns(self.prompts.items[0].row)
         self.load_policy(recipe.moe, recipe.rollout.temperature)
         self.reference = Reference(self.policy, recipe.grpo.reference) if recipe.grpo.kl.coefficient else None
-        self.sampler = self.load_sampler(record_routing=self.experts is not None and recipe.moe.replay_routing)
+        self.load_sampler(record_routing=self.experts is not None and recipe.moe.replay_routing)
         self.cursor = 0  # place in the stream of prompts
 
     # ---- one step ------------------------------------------------------------------------------------
@@ -48,6 +48,7 @@ class GRPO(SamplingTraining):
         spec, log, timer = self.recipe.grpo, GRPOLog(), Timer()
         with timer("rollout"), self.folder.progress.phase(f"step {index}: rollout"):
             batch = self.rollout(index, log, timer)
+        self.sync.make_room()
         assign_advantages(batch, spec.advantage, self.backend.gather([(c.group, c.reward) for c in batch]))
 
         several = spec.minibatches_per_step * spec.epochs_per_step > 1
@@ -66,11 +67,11 @@ class GRPO(SamplingTraining):
                     self.update(minibatch, log)
 
         with timer("sync"):
-            self.sampler.update_weights((), self.updates)  # the sampler shares the trainer's tensors
+            synced = self.sync.send(self.updates)
         self.cursor += spec.prompts_per_step
         self.save_samples(index, batch)
         log.batch(batch)
-        return {**log.finish(self.backend), **{f"time/{k}": v for k, v in timer.seconds.items()}}
+        return {**log.finish(self.backend), **synced, **{f"time/{k}": v for k, v in timer.seconds.items()}}
 
     def rollout(self, index: int, log: GRPOLog, timer: Timer) -> list[Completion]:
         """This process's share of the step's groups; with dynamic sampling, uniform ones are replaced."""
@@ -94,7 +95,7 @@ class GRPO(SamplingTraining):
     def sample(self, index: int, wanted: dict[int, int], log: GRPOLog, timer: Timer) -> list[Completion]:
         """Completions with rewards for groups {group: position in the stream of prompts}."""
         batch = self.draw(index, wanted, self.recipe.grpo.samples_per_prompt)
-        log.drafts(self.sampler.acceptance)
+        log.drafts(self.sync.acceptance)
         with timer("reward"):
             assign_rewards(
                 batch, self.rewards, self.prompts, self.recipe.grpo.truncation, self.recipe.rollout.max_tokens

@@ -22,7 +22,7 @@ from rl.policy.policy import Policy
 from rl.prompts import Prompts, load_prompts, permuted, sampling_params
 from rl.recipe import GRPORecipe, MoESpec, TrainSpec
 from rl.recipe_gkd import GKDRecipe
-from rl.rollout import LocalSampler
+from rl.rollout.make import make_sampler
 from rl.rollout.sampling import stream_key
 from rl.run.folder import Run
 
@@ -164,7 +164,7 @@ class SamplingTraining(Training):
 
     recipe: GRPORecipe | GKDRecipe
     prompts: Prompts
-    sampler: LocalSampler
+    sampler: Any  # a Sampler; see rollout/make.py
 
     def load_prompts(self) -> Prompts:
         rollout = self.recipe.rollout
@@ -172,23 +172,23 @@ class SamplingTraining(Training):
             self.recipe.data, self.tokenizer, max_tokens=rollout.max_prompt_tokens, over_long=rollout.over_long_prompts
         )
 
-    def load_sampler(self, record_routing: bool = False) -> LocalSampler:
-        """A sampler that shares the policy's tensors and shows how far it is."""
-        rollout = self.recipe.rollout
-        sampler = LocalSampler(
-            self.policy.model,
-            self.tokenizer,
-            max_slots=rollout.max_slots,
-            slots=self.policy.packed,
-            draft_tokens=rollout.draft_tokens,
+    def load_sampler(self, record_routing: bool = False) -> None:
+        """The sampler that the recipe asks for, and what keeps it at the policy's weights."""
+        self.sync = make_sampler(
+            self.recipe, self.policy, self.backend, self.tokenizer, self.processes, self.folder,
             record_routing=record_routing,
-        )
-        sampler.progress = lambda done, all_: self.folder.progress.update(f"{done}/{all_} completions")
-        return sampler
+        )  # fmt: skip
+        self.sampler = self.sync.sampler
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        super().load_state(state)
-        self.sampler.update_weights((), self.updates)
+    def resume(self) -> None:
+        super().resume()
+        self.sync.send(self.updates)
+
+    def run(self) -> dict[str, Any]:
+        try:
+            return super().run()
+        finally:
+            self.sync.close()
 
     def draw(self, index: int, wanted: Mapping[int, int], samples: int) -> list[Completion]:
         """Completions for groups {group: position in the stream of prompts}, by random numbers of step `index`."""
