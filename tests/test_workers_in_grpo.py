@@ -39,8 +39,13 @@ def test_a_run_with_a_worker_is_the_run_in_process(tmp_path):
     )
     result = run(str(here), str(there), code=BOTH)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert samples(tmp_path / "here") == samples(tmp_path / "there")
-    assert numbers(tmp_path / "here") == numbers(tmp_path / "there")
+    # Which prompts a worker decodes together depends on when they arrive, and with it the last bits of sums.
+    for mine, its in zip(samples(tmp_path / "here"), samples(tmp_path / "there"), strict=True):
+        assert its.pop("logprobs") == pytest.approx(mine.pop("logprobs"), abs=1e-4)
+        assert its.pop("advantage") == pytest.approx(mine.pop("advantage"), abs=1e-4)
+        assert its == mine
+    for mine, its in zip(numbers(tmp_path / "here"), numbers(tmp_path / "there"), strict=True):
+        assert its == pytest.approx(mine, rel=1e-3, abs=1e-4, nan_ok=True)
     rows = metrics(tmp_path / "there")
     assert all(row["sync/workers"] == 1 and row["sync/bytes"] > 10_000 and row["sync/probe"] < 1e-4 for row in rows)
     folder = tmp_path / "there" / "workers"
