@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rl.policy.backend import LaunchError, Processes
+from rl.policy.processes import LaunchError, Processes
 from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
 from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe
@@ -29,11 +29,11 @@ def run(recipe: Any) -> dict[str, Any]:
         keep_freed_memory()
     try:
         processes = Processes()
+        if isinstance(recipe, StagesRecipe):
+            return run_stages(recipe, lambda stage: run_pipeline(stage, processes), processes)
+        return run_pipeline(recipe, processes)
     except LaunchError as error:
         raise RecipeError(str(error)) from error
-    if isinstance(recipe, StagesRecipe):
-        return run_stages(recipe, lambda stage: run_pipeline(stage, processes), processes)
-    return run_pipeline(recipe, processes)
 
 
 def run_pipeline(recipe: Any, processes: Processes) -> dict[str, Any]:

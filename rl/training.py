@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rl.evaluate import Evaluator
 from rl.experience import Completion, completions_of
-from rl.policy.backend import Processes, Replicated
+from rl.policy.backend import load_backend
 from rl.policy.load import DTYPES, load_model, load_tokenizer
 from rl.policy.moe import ExpertTraining
 from rl.policy.policy import Policy
+from rl.policy.processes import Processes
 from rl.prompts import Prompts, load_prompts, permuted, sampling_params
 from rl.recipe import GRPORecipe, MoESpec, TrainSpec
 from rl.recipe_gkd import GKDRecipe
@@ -45,12 +47,20 @@ class Training(ABC):
         """The model to train, its optimizer, and what measures it. temperature: of its log-probabilities."""
         recipe = self.recipe
         model = load_model(recipe.model, self.tokenizer, seed=recipe.seed, dtype=torch.float32)
-        model.to(self.processes.device)
-        self.backend = Replicated(model, DTYPES[recipe.model.dtype], recipe.optimizer, self.processes)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.backend = load_backend(
+            model, DTYPES[recipe.model.dtype], recipe.optimizer, self.processes, samples=self.samples
+        )
         self.experts = ExpertTraining.of(model, moe, self.total_updates, "moe" in recipe.model_fields_set)
-        self.policy = Policy(model, temperature=temperature, experts=self.experts)
+        execution = self.backend.execution
+        self.policy = Policy(model, temperature=temperature, experts=self.experts, execution=execution)
         self.policy.check_packing()
         self.evaluator = Evaluator.of(recipe, self.tokenizer, self.processes)
+
+    @property
+    def samples(self) -> bool:
+        """Whether the policy is sampled from."""
+        return self.recipe.evaluate is not None
 
     # ---- what a trainer says of itself -----------------------------------------------------------------
 
@@ -79,12 +89,17 @@ class Training(ABC):
         """The step in the log; None leaves it out."""
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on, but for `tensors`."""
         counts = {"step": self.steps_done, "updates": self.updates, "seconds": self.seconds}
         return {**counts, **self.backend.state()}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.backend.load_state(state)
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights and moments, one at a time; every process takes all of them, as each may be gathered from all."""
+        return self.backend.tensors()
+
+    def load_state(self, state: dict[str, Any], read: Callable[[str], Any]) -> None:
+        """read: a tensor of `tensors` by its name."""
+        self.backend.load(state, read)
         self.steps_done, self.updates, self.seconds = state["step"], state["updates"], state["seconds"]
 
     # ---- the run ---------------------------------------------------------------------------------------
@@ -92,9 +107,9 @@ class Training(ABC):
     def run(self) -> dict[str, Any]:
         recipe, folder, evaluation = self.recipe, self.folder, self.recipe.evaluate
         self.resume()
-        parameters = sum(p.numel() for p in self.policy.model.parameters())
         folder.progress.line(
-            f"{self.name}: {self.describe()}, {parameters:,} parameters, {self.backend.world} process(es)"
+            f"{self.name}: {self.describe()}, {self.parameters:,} parameters, {self.backend.world} process(es), "
+            f"{self.processes.sharding}"
         )
         if evaluation and evaluation.at_start and not self.steps_done:
             self.evaluate(write=True)
@@ -120,9 +135,7 @@ class Training(ABC):
 
     def finish(self) -> dict[str, Any]:
         results = self.evaluate(write=True)
-        if self.processes.rank == 0:
-            self.folder.write_model(self.policy.model, self.tokenizer)
-        self.processes.barrier()
+        self.write_model()
         summary = {
             "pipeline": self.name,
             "model": str(self.folder.folder / "model"),
@@ -134,28 +147,46 @@ class Training(ABC):
         self.folder.finish(summary)
         return summary
 
+    def write_model(self) -> None:
+        """The model as an ordinary Hugging Face folder; no process holds more of it than it must."""
+        if self.processes.sharding.kind == "none":
+            if self.processes.rank == 0:
+                self.folder.write_model(self.policy.model, self.tokenizer)
+        elif self.processes.rank == 0:
+            weights = {name: tensor.to("cpu", copy=True) for name, tensor in self.backend.named_weights()}
+            self.folder.write_model(self.policy.model, self.tokenizer, weights)
+        else:
+            exhaust(self.backend.named_weights())
+        self.processes.barrier()
+
     def evaluate(self, write: bool) -> dict[str, float]:
         """Results on the recipe's problems, if it has any; `write`: as a line of their own among the metrics."""
         if self.evaluator is None:
             return {}
-        return self.evaluator.measure(self.policy, self.folder, self.steps_done, version=self.updates, write=write)
+        model = self.backend.sampler_model()
+        return self.evaluator.measure(
+            model, self.backend.sampler_weights(), self.folder, self.steps_done,
+            version=self.updates, packed=self.policy.packed, write=write,
+        )  # fmt: skip
 
     def save(self) -> None:
         """A checkpoint of the last step, unless there is one."""
         if self.steps_done == self.saved:
             return
         if self.processes.rank == 0:
-            self.folder.checkpoints.save(self.steps_done, self.state())
+            self.folder.checkpoints.save(self.steps_done, self.state(), self.tensors())
+        else:
+            exhaust(self.tensors())
         self.processes.barrier()
         self.saved = self.steps_done
 
     def resume(self) -> None:
-        state = self.folder.checkpoints.load_latest() if self.recipe.resume == "auto" else None
-        if state is not None:
-            self.load_state(state)
+        found = self.folder.checkpoints.load_latest() if self.recipe.resume == "auto" else None
+        if found is not None:
+            self.load_state(*found)
             self.saved = self.steps_done
             self.folder.progress.line(f"resumed after {self.unit} {self.steps_done}")
-        self.folder.rewind(self.steps_done if state is not None else -1)
+        self.folder.rewind(self.steps_done if found is not None else -1)
         self.processes.barrier()
 
 
@@ -172,11 +203,15 @@ class SamplingTraining(Training):
             self.recipe.data, self.tokenizer, max_tokens=rollout.max_prompt_tokens, over_long=rollout.over_long_prompts
         )
 
+    @property
+    def samples(self) -> bool:
+        return True
+
     def load_sampler(self, record_routing: bool = False) -> LocalSampler:
-        """A sampler that shares the policy's tensors and shows how far it is."""
+        """A sampler of the policy's weights that shows how far it is."""
         rollout = self.recipe.rollout
         sampler = LocalSampler(
-            self.policy.model,
+            self.backend.sampler_model(),
             self.tokenizer,
             max_slots=rollout.max_slots,
             slots=self.policy.packed,
@@ -186,9 +221,13 @@ class SamplingTraining(Training):
         sampler.progress = lambda done, all_: self.folder.progress.update(f"{done}/{all_} completions")
         return sampler
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        super().load_state(state)
-        self.sampler.update_weights((), self.updates)
+    def load_state(self, state: dict[str, Any], read: Callable[[str], Any]) -> None:
+        super().load_state(state, read)
+        self.update_sampler()
+
+    def update_sampler(self) -> None:
+        """The sampler has the policy's present weights."""
+        self.sampler.update_weights(self.backend.sampler_weights(), self.updates)
 
     def draw(self, index: int, wanted: Mapping[int, int], samples: int) -> list[Completion]:
         """Completions for groups {group: position in the stream of prompts}, by random numbers of step `index`."""
@@ -207,3 +246,9 @@ class SamplingTraining(Training):
         every = self.recipe.log.samples_every
         if every and index % every == 0:
             self.folder.progress.samples(index, rows[: self.recipe.log.samples_shown])
+
+
+def exhaust(tensors: Iterator[tuple[str, Tensor]]) -> None:
+    """Takes part in gathering tensors that another process wants."""
+    for _ in tensors:
+        pass

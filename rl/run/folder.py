@@ -87,12 +87,12 @@ class Run:
         table = pa.Table.from_pylist(list(rows))
         write_file(path, lambda p: pq.write_table(table, p, compression="zstd"))
 
-    def write_model(self, model: Any, tokenizer: Any) -> Path:
-        """The model as an ordinary Hugging Face folder."""
+    def write_model(self, model: Any, tokenizer: Any, weights: dict[str, Any] | None = None) -> Path:
+        """The model as an ordinary Hugging Face folder. weights: by name, if they are not the model's own tensors."""
         target = self.folder / "model"
 
         def fill(path: Path) -> None:
-            model.save_pretrained(path)
+            model.save_pretrained(path, state_dict=weights)
             tokenizer.save_pretrained(path)
 
         write_folder(target, fill)

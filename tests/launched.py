@@ -1,0 +1,39 @@
+"""Started by a launcher: runs training recipes one after another, and says what of the weights this process held."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl.grpo import GRPO
+from rl.policy import shards
+from rl.policy.processes import Processes
+from rl.recipe import SFTRecipe
+from rl.recipe_io import load_recipe
+from rl.sft import SFT
+
+
+def held(parameter: Any) -> int:
+    """Numbers of a parameter in this process's memory between updates."""
+    return parameter.ds_tensor.numel() if hasattr(parameter, "ds_tensor") else shards.local(parameter).numel()
+
+
+def main(*paths: str) -> None:
+    torch.set_num_threads(1)
+    processes = Processes()
+    for path in paths:
+        recipe = load_recipe(path, [])
+        trainer = (SFT if isinstance(recipe, SFTRecipe) else GRPO)(recipe, processes)
+        trainer.run()
+        parameters = list(trainer.backend.model.parameters())
+        found = {"held": sum(held(p) for p in parameters), "all": trainer.parameters, "on": str(processes.sharding)}
+        (Path(recipe.output_dir) / f"held_{processes.rank}.json").write_text(json.dumps(found))
+    processes.barrier()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

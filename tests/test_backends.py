@@ -1,0 +1,150 @@
+"""Every backend, in two processes for real, takes the steps that one process alone takes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from test_moe_training import MODEL as MOE
+
+from recipes import REPO, environment, free_port, grpo, write
+from rl.grpo import GRPO
+from rl.policy.processes import Processes
+from rl.recipe_io import load_recipe
+
+DENSE = {
+    "grpo__prompts_per_step": 6,  # three a mini-batch, so that the processes' shares differ
+    "grpo__tokens_per_microbatch": 120,
+    "grpo__kl__coefficient": 0.05,
+    "grpo__reference": {"ema": 0.8},
+    "grpo__loss": {"aggregation": "token"},
+    "optimizer__weight_decay": 0.1,
+    "checkpoint": {"every": 2, "keep": 9},
+}
+EXPERTS = {
+    **DENSE,
+    "model": {**MOE, "scratch": {**MOE["scratch"], "config": {**MOE["scratch"]["config"], "num_nextn_predict_layers": 1}}},
+    "moe": {"bias_speed": 0.01, "sequence_loss": 0.01, "mtp_loss": 0.3, "replay_routing": True},
+}
+deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed (make test-slow installs it)"
+)
+
+
+def launch(config: str, *recipes: Path) -> None:
+    """Runs recipes in the processes of an accelerate configuration of ours."""
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(REPO / "recipes/accelerate" / config),
+        "--main_process_port", str(free_port()), str(REPO / "tests/launched.py"), *map(str, recipes),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=REPO, env=environment(), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+
+def recipe(folder: Path, name: str, **changes: Any) -> Path:
+    return write(folder / f"{name}.yaml", grpo(folder / name, **changes))
+
+
+def alone(path: Path) -> None:
+    GRPO(load_recipe(str(path), []), Processes()).run()
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in found]
+
+
+def assert_same(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], rel: float) -> None:
+    assert len(mine) == len(theirs) > 0
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"mismatch/k3", "mismatch/max"}:
+            assert b[name] == pytest.approx(a[name], rel=rel, abs=1e-5, nan_ok=True), (a["step"], name)
+
+
+def assert_same_weights(mine: Path, theirs: Path, tolerance: float) -> None:
+    a, b = (load_file(folder / "model" / "model.safetensors") for folder in (mine, theirs))
+    assert a.keys() == b.keys()
+    for name, weight in a.items():
+        assert (weight - b[name]).abs().max() < tolerance, name
+
+
+def until(folder: Path, step: int) -> None:
+    """Makes a finished run one that was killed after `step`."""
+    (folder / "summary.json").unlink()
+    for path in (folder / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step_")) > step:
+            shutil.rmtree(path)
+
+
+def check_backend(config: str, folder: Path, *, steps: int = 4, sharded: bool) -> None:
+    """A dense model and a mixture of experts; then each run goes on, from its middle, in the other's processes."""
+    changes = {"dense": DENSE, "moe": EXPERTS}
+    paths = {f"{kind}-{who}": recipe(folder, f"{kind}-{who}", grpo__steps=steps, **changes[kind])
+             for kind in changes for who in ("one", "two")}  # fmt: skip
+    for kind in changes:
+        alone(paths[f"{kind}-one"])
+    launch(config, paths["dense-two"], paths["moe-two"])
+    for kind in changes:
+        assert_same(rows(folder / f"{kind}-one"), rows(folder / f"{kind}-two"), 2e-4)
+        assert_same_weights(folder / f"{kind}-one", folder / f"{kind}-two", 5e-5)
+        for rank in (0, 1):
+            found = json.loads((folder / f"{kind}-two" / f"held_{rank}.json").read_text())
+            assert found["held"] == pytest.approx(found["all"] * (0.5 if sharded else 1), rel=0.02), found
+    uninterrupted = {kind: rows(folder / f"{kind}-one") for kind in changes}
+    for kind in changes:
+        shutil.copytree(folder / f"{kind}-one" / "model", folder / kind / "model")
+        for who in ("one", "two"):
+            until(folder / f"{kind}-{who}", steps // 2)
+    # One process alone takes up what the backend wrote, and the other way round.
+    for kind in changes:
+        alone(paths[f"{kind}-two"])
+    launch(config, paths["dense-one"], paths["moe-one"])
+    for kind in changes:
+        for who in ("one", "two"):
+            assert_same(uninterrupted[kind], rows(folder / f"{kind}-{who}"), 2e-4)
+            assert_same_weights(folder / kind, folder / f"{kind}-{who}", 5e-5)
+
+
+def test_fsdp2(tmp_path):
+    check_backend("fsdp2-cpu-2.yaml", tmp_path, sharded=True)
+
+
+@pytest.mark.slow
+@deepspeed
+@pytest.mark.parametrize(
+    "config,sharded", [("zero1", False), ("zero2", False), ("zero3", True), ("zero3-offload", True)]
+)
+def test_deepspeed(config, sharded, tmp_path):
+    check_backend(f"{config}-cpu-2.yaml", tmp_path, sharded=sharded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config", ["cpu-2", "fsdp2-cpu-2", *(pytest.param(f"zero{n}-cpu-2", marks=deepspeed) for n in (1, 2, 3))]
+)
+def test_ten_steps(config, tmp_path):
+    """Losses, gradients and everything else that is logged, over ten steps of a dense model and the mixture."""
+    check_backend(f"{config}.yaml", tmp_path, steps=10, sharded=config in ("fsdp2-cpu-2", "zero3-cpu-2"))
+
+
+def test_ready_configurations_are_what_they_say():
+    folder = REPO / "recipes" / "accelerate"
+    for path in folder.glob("*.yaml"):
+        spec = yaml.safe_load(path.read_text())
+        kind = path.stem.removesuffix("-cpu-2")
+        expected = {"fsdp2": "FSDP", "cpu-2": "MULTI_GPU", "gpu-8": "MULTI_GPU"}.get(kind, "DEEPSPEED")
+        assert spec["distributed_type"] == expected, path.name
+        assert spec.get("use_cpu", False) == path.stem.endswith("cpu-2") and spec["mixed_precision"] == "no"
+        if expected == "DEEPSPEED":
+            assert f"zero{spec['deepspeed_config']['zero_stage']}" == kind.removesuffix("-offload")
+            offloaded = spec["deepspeed_config"]["offload_optimizer_device"] == "cpu"
+            assert offloaded == kind.endswith("-offload")
