@@ -31,7 +31,10 @@ DENSE = {
 }
 EXPERTS = {
     **DENSE,
-    "model": {**MOE, "scratch": {**MOE["scratch"], "config": {**MOE["scratch"]["config"], "num_nextn_predict_layers": 1}}},
+    "model": {
+        **MOE,
+        "scratch": {**MOE["scratch"], "config": {**MOE["scratch"]["config"], "num_nextn_predict_layers": 1}},
+    },
     "moe": {"bias_speed": 0.01, "sequence_loss": 0.01, "mtp_loss": 0.3, "replay_routing": True},
 }
 deepspeed = pytest.mark.skipif(

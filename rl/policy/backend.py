@@ -50,10 +50,9 @@ class Backend(ABC):
 
     def micro_batches(self, packs: Sequence[Pack]) -> Iterator[Pack]:
         """The packs. In lockstep every process gets equally many, at least one: those with fewer get idle ones."""
+        missing = max(1, *self.gather(len(packs))) - len(packs) if self.lockstep else 0
         yield from packs
-        if self.lockstep:
-            most = max(1, *self.gather(len(packs)))
-            yield from (idle_pack() for _ in range(most - len(packs)))
+        yield from (idle_pack() for _ in range(missing))
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of a micro-batch; its loss is already divided by the global denominator."""
