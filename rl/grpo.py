@@ -16,6 +16,7 @@ from rl.experience import Completion, assign_advantages, assign_rewards, subtrac
 from rl.objective import aggregate, correction_weights, kl_estimate, mismatch, policy_loss
 from rl.objective.kl import saturate
 from rl.policy.backend import learning_rate
+from rl.policy.lora import AdapterReference
 from rl.policy.packing import Pack
 from rl.policy.processes import Processes
 from rl.policy.reference import Reference
@@ -38,11 +39,14 @@ class GRPO(SamplingTraining):
         for reward in self.rewards:
             reward.check_columns(self.prompts.items[0].row)
         self.load_policy(recipe.moe, recipe.rollout.temperature)
-        self.reference = (
-            Reference(self.policy, self.backend, recipe.grpo.reference) if recipe.grpo.kl.coefficient else None
-        )
+        self.reference = self.load_reference() if recipe.grpo.kl.coefficient else None
         self.sampler = self.load_sampler(record_routing=self.experts is not None and recipe.moe.replay_routing)
         self.cursor = 0  # place in the stream of prompts
+
+    def load_reference(self) -> Reference | AdapterReference:
+        if self.recipe.model.lora is not None:
+            return AdapterReference(self.policy)
+        return Reference(self.policy, self.backend, self.recipe.grpo.reference)
 
     # ---- one step ------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from rl.evaluate import Evaluator
 from rl.experience import Completion, completions_of
 from rl.policy.backend import load_backend
 from rl.policy.load import DTYPES, load_model, load_tokenizer
+from rl.policy.lora import add_adapters, merged, write_adapter
 from rl.policy.moe import ExpertTraining
 from rl.policy.policy import Policy
 from rl.policy.processes import Processes
@@ -26,6 +27,7 @@ from rl.recipe import GRPORecipe, MoESpec, TrainSpec
 from rl.recipe_gkd import GKDRecipe
 from rl.rollout import LocalSampler
 from rl.rollout.sampling import stream_key
+from rl.run.checkpoint import write_folder
 from rl.run.folder import Run
 
 
@@ -47,6 +49,8 @@ class Training(ABC):
         """The model to train, its optimizer, and what measures it. temperature: of its log-probabilities."""
         recipe = self.recipe
         model = load_model(recipe.model, self.tokenizer, seed=recipe.seed, dtype=torch.float32)
+        if recipe.model.lora is not None:
+            add_adapters(model, recipe.model.lora, recipe.seed)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.backend = load_backend(
             model, DTYPES[recipe.model.dtype], recipe.optimizer, self.processes, samples=self.samples
@@ -148,15 +152,23 @@ class Training(ABC):
         return summary
 
     def write_model(self) -> None:
-        """The model as an ordinary Hugging Face folder; no process holds more of it than it must."""
-        if self.processes.sharding.kind == "none":
-            if self.processes.rank == 0:
+        """The model as an ordinary Hugging Face folder, adapters merged; beside it the adapter, if one was trained."""
+        lora, first = self.recipe.model.lora is not None, self.processes.rank == 0
+        if self.processes.sharding.kind == "none" and not lora:
+            if first:
                 self.folder.write_model(self.policy.model, self.tokenizer)
-        elif self.processes.rank == 0:
-            weights = {name: tensor.to("cpu", copy=True) for name, tensor in self.backend.named_weights()}
+        elif first:
+            weights = {n: t.to("cpu", copy=True) for n, t in merged(self.policy.model, self.backend.named_weights())}
             self.folder.write_model(self.policy.model, self.tokenizer, weights)
         else:
             exhaust(self.backend.named_weights())
+        if lora:
+            trained = self.backend.trained_weights()
+            if first:
+                target, base = self.folder.folder / "adapter", self.recipe.model.path
+                write_folder(target, lambda path: write_adapter(path, self.policy.model, trained, base))
+            else:
+                exhaust(trained)
         self.processes.barrier()
 
     def evaluate(self, write: bool) -> dict[str, float]:

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from test_moe_training import MODEL as MOE
 
-from recipes import REPO, environment, free_port, grpo, write
+from recipes import REPO, SCRATCH, environment, free_port, grpo, write
 from rl.grpo import GRPO
 from rl.policy.processes import Processes
 from rl.recipe_io import load_recipe
@@ -37,6 +37,10 @@ EXPERTS = {
     },
     "moe": {"bias_speed": 0.01, "sequence_loss": 0.01, "mtp_loss": 0.3, "replay_routing": True},
 }
+RUNS = {"dense": DENSE, "moe": EXPERTS}
+if importlib.util.find_spec("peft") is not None:
+    lora = {"scratch": SCRATCH, "dtype": "float32", "lora": {"r": 4}}
+    RUNS["lora"] = {**{k: v for k, v in DENSE.items() if k != "grpo__reference"}, "model": lora}
 deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed (make test-slow installs it)"
 )
@@ -89,29 +93,31 @@ def until(folder: Path, step: int) -> None:
 
 
 def check_backend(config: str, folder: Path, *, steps: int = 4, sharded: bool) -> None:
-    """A dense model and a mixture of experts; then each run goes on, from its middle, in the other's processes."""
-    changes = {"dense": DENSE, "moe": EXPERTS}
-    paths = {f"{kind}-{who}": recipe(folder, f"{kind}-{who}", grpo__steps=steps, **changes[kind])
-             for kind in changes for who in ("one", "two")}  # fmt: skip
-    for kind in changes:
+    """A dense model, a mixture of experts and an adapter; then each run goes on, from its middle, in the other's processes."""
+    paths = {
+        f"{kind}-{who}": recipe(folder, f"{kind}-{who}", grpo__steps=steps, **changes)
+        for kind, changes in RUNS.items()
+        for who in ("one", "two")
+    }
+    for kind in RUNS:
         alone(paths[f"{kind}-one"])
-    launch(config, paths["dense-two"], paths["moe-two"])
-    for kind in changes:
+    launch(config, *(paths[f"{kind}-two"] for kind in RUNS))
+    for kind in RUNS:
         assert_same(rows(folder / f"{kind}-one"), rows(folder / f"{kind}-two"), 2e-4)
         assert_same_weights(folder / f"{kind}-one", folder / f"{kind}-two", 5e-5)
         for rank in (0, 1):
             found = json.loads((folder / f"{kind}-two" / f"held_{rank}.json").read_text())
             assert found["held"] == pytest.approx(found["all"] * (0.5 if sharded else 1), rel=0.02), found
-    uninterrupted = {kind: rows(folder / f"{kind}-one") for kind in changes}
-    for kind in changes:
+    uninterrupted = {kind: rows(folder / f"{kind}-one") for kind in RUNS}
+    for kind in RUNS:
         shutil.copytree(folder / f"{kind}-one" / "model", folder / kind / "model")
         for who in ("one", "two"):
             until(folder / f"{kind}-{who}", steps // 2)
     # One process alone takes up what the backend wrote, and the other way round.
-    for kind in changes:
+    for kind in RUNS:
         alone(paths[f"{kind}-two"])
-    launch(config, paths["dense-one"], paths["moe-one"])
-    for kind in changes:
+    launch(config, *(paths[f"{kind}-one"] for kind in RUNS))
+    for kind in RUNS:
         for who in ("one", "two"):
             assert_same(uninterrupted[kind], rows(folder / f"{kind}-{who}"), 2e-4)
             assert_same_weights(folder / kind, folder / f"{kind}-{who}", 5e-5)

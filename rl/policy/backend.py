@@ -88,11 +88,21 @@ class Backend(ABC):
     # ---- weights ---------------------------------------------------------------------------------------
 
     @abstractmethod
+    def _weights(self, trained: bool) -> Named:
+        """Parameters, or the trained ones among them, whole and in compute type."""
+
     def named_weights(self) -> Named:
         """(name in the model, whole tensor in compute type) of every weight, one at a time.
 
-        Every process takes all of them: each may be gathered from all.
+        Every process takes all of them: each may be gathered from all. For their names in files, see `names.py`.
         """
+        yield from self._weights(trained=False)
+        yield from self.buffers.items()
+
+    def trained_weights(self) -> Named:
+        """Those of `named_weights` that training changes: with adapters, a small part."""
+        yield from self._weights(trained=True)
+        yield from self.buffers.items()
 
     @abstractmethod
     def sampler_model(self) -> Any:

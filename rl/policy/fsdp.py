@@ -61,17 +61,17 @@ class FullyShardedBackend(LocalMasters):
             parameter.grad = None
 
     @torch.no_grad()
-    def named_weights(self) -> Named:
+    def _weights(self, trained: bool) -> Named:
         for name, parameter in self.sharded:
-            yield name, shards.whole(parameter, shards.local(parameter).to(self.compute_dtype))
-        yield from self.buffers.items()
+            if parameter.requires_grad or not trained:
+                yield name, shards.whole(parameter, shards.local(parameter).to(self.compute_dtype))
 
     def sampler_model(self) -> Any:
         assert self._copy is not None, "made without a model to sample from"
         return self._copy
 
     def sampler_weights(self) -> Named:
-        yield from self.named_weights()
+        yield from self.trained_weights()
 
     def frozen_copy(self) -> tuple[Any, Execution]:
         return frozen(self.sampler_model(), self.processes, self.compute_dtype)

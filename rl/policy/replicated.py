@@ -43,9 +43,10 @@ class Replicated(LocalMasters):
             for parameter, master in zip(self.parameters, self.masters, strict=True):
                 parameter.copy_(master)
 
-    def named_weights(self) -> Named:
-        yield from ((name, parameter.detach()) for name, parameter in self.model.named_parameters())
-        yield from self.buffers.items()
+    def _weights(self, trained: bool) -> Named:
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad or not trained:
+                yield name, parameter.detach()
 
     def sampler_model(self) -> Any:
         return self.model
