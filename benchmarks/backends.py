@@ -2,7 +2,7 @@
 
 The same scratch model and the same random documents in two processes on CPU, one accelerate configuration after
 another. Memory is the largest resident one of process 0 over updates after the first, without what interpreter and
-libraries hold; it includes activations and gathered layers, and not the copy that a sharded backend keeps to sample from.
+libraries hold; it includes activations and gathered layers, not the copy that a sharded backend keeps to sample from.
 DeepSpeed's backends are left out where it is not installed.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -56,9 +57,7 @@ def measure(settings: dict[str, int], result: Path) -> None:
     backend = load_backend(model, torch.float32, OptimizerSpec(), processes, samples=False)
     policy = Policy(model, execution=backend.execution)
     generator = torch.Generator().manual_seed(processes.rank)
-    documents = [
-        Document(ids[:32], ids[32:]) for ids in torch.randint(90, (8, 128), generator=generator).tolist()
-    ]
+    documents = [Document(ids[:32], ids[32:]) for ids in torch.randint(90, (8, 128), generator=generator).tolist()]
     seconds = []
     for update in range(1 + settings["updates"]):
         if update == 1:
@@ -75,12 +74,19 @@ def measure(settings: dict[str, int], result: Path) -> None:
     processes.barrier()
 
 
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
 def launch(config: str, settings: dict[str, int]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
         command = [
             sys.executable, "-m", "accelerate.commands.launch",
-            "--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml"), "--main_process_port", "0",
+            "--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml"),
+            "--main_process_port", str(free_port()),
             __file__, "--worker", json.dumps({**settings, "result": str(result)}),
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=sys.stderr)

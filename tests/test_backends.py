@@ -93,7 +93,8 @@ def until(folder: Path, step: int) -> None:
 
 
 def check_backend(config: str, folder: Path, *, steps: int = 4, sharded: bool) -> None:
-    """A dense model, a mixture of experts and an adapter; then each run goes on, from its middle, in the other's processes."""
+    """A dense model, a mixture of experts and an adapter, by one process and by two; then, from the middle of each
+    run's checkpoints, each goes on in the other's processes."""
     paths = {
         f"{kind}-{who}": recipe(folder, f"{kind}-{who}", grpo__steps=steps, **changes)
         for kind, changes in RUNS.items()

@@ -20,7 +20,8 @@ from rl.policy import shards
 from rl.policy.execution import Execution
 from rl.policy.load import cast_parameters
 from rl.policy.packing import Pack, idle_pack
-from rl.policy.processes import LaunchError, Processes
+from rl.policy.processes import Processes
+from rl.policy.sharding import LaunchError
 from rl.recipe import OptimizerSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, as torch and DeepSpeed name them

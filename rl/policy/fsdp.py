@@ -20,7 +20,8 @@ from rl.policy.backend import Named, whole_copy
 from rl.policy.execution import Execution, Root
 from rl.policy.load import kept_in_float32
 from rl.policy.masters import LocalMasters
-from rl.policy.processes import LaunchError, Processes
+from rl.policy.processes import Processes
+from rl.policy.sharding import LaunchError
 from rl.recipe import OptimizerSpec
 
 
@@ -35,7 +36,7 @@ class FullyShardedBackend(LocalMasters):
         super().__init__(model, compute_dtype, spec, processes)
         kept = kept_in_float32(model)
         if kept and compute_dtype != torch.float32:
-            raise LaunchError(f"FSDP2: {kept[0]} must stay float32 beside {compute_dtype}; use model.dtype: float32")
+            raise LaunchError(f"FSDP2: {kept[0]} must stay float32; set model.dtype: float32")
         self._copy = whole_copy(model, compute_dtype, processes.device) if samples else None
         root = shard(model, processes, compute_dtype)
         self.execution = Execution(processes.device, compute_dtype, runner(root))

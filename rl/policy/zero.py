@@ -24,7 +24,8 @@ from torch import Tensor
 from rl.policy.backend import MOMENTS, Backend, Named, Read, adamw, whole_copy
 from rl.policy.execution import Execution, Root, directly
 from rl.policy.load import kept_in_float32
-from rl.policy.processes import LaunchError, Processes, Sharding
+from rl.policy.processes import Processes
+from rl.policy.sharding import LaunchError, Sharding
 from rl.recipe import OptimizerSpec
 
 BUCKET = 25_000_000  # elements that are reduced or gathered at once; DeepSpeed's own 500 million take gigabytes
@@ -41,7 +42,7 @@ class DeepSpeedBackend(Backend):
         low = compute_dtype != torch.float32
         kept = kept_in_float32(model)
         if kept and low:
-            raise LaunchError(f"{sharding}: {kept[0]} must stay float32 beside {compute_dtype}; use model.dtype: float32")
+            raise LaunchError(f"{sharding}: {kept[0]} must stay float32; set model.dtype: float32")
         self._copy = whole_copy(model, compute_dtype, processes.device) if samples and not sharding.whole else None
         self.named: list[tuple[str, Any]] = list(model.named_parameters())
         self.trained = [(name, p) for name, p in self.named if p.requires_grad]
