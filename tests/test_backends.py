@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
+from launched import train
 from safetensors.torch import load_file
 from test_moe_training import MODEL as MOE
 
 from recipes import REPO, SCRATCH, environment, free_port, grpo, write
-from rl.grpo import GRPO
 from rl.policy.processes import Processes
-from rl.recipe_io import load_recipe
 
 DENSE = {
     "grpo__prompts_per_step": 6,  # three a mini-batch, so that the processes' shares differ
@@ -27,17 +26,18 @@ DENSE = {
     "grpo__reference": {"ema": 0.8},
     "grpo__loss": {"aggregation": "token"},
     "optimizer__weight_decay": 0.1,
-    "checkpoint": {"every": 2, "keep": 9},
+    "checkpoint": {"every": 1, "keep": 99},
 }
 EXPERTS = {
     **DENSE,
     "model": {
+        "gradient_checkpointing": True,
         **MOE,
         "scratch": {**MOE["scratch"], "config": {**MOE["scratch"]["config"], "num_nextn_predict_layers": 1}},
     },
     "moe": {"bias_speed": 0.01, "sequence_loss": 0.01, "mtp_loss": 0.3, "replay_routing": True},
 }
-RUNS = {"dense": DENSE, "moe": EXPERTS}
+RUNS = {"dense": DENSE, "moe": EXPERTS, "poisoned": {**DENSE, "optimizer__on_nonfinite": "skip"}}
 if importlib.util.find_spec("peft") is not None:
     lora = {"scratch": SCRATCH, "dtype": "float32", "lora": {"r": 4}}
     RUNS["lora"] = {**{k: v for k, v in DENSE.items() if k != "grpo__reference"}, "model": lora}
@@ -52,7 +52,7 @@ def launch(config: str, *recipes: Path) -> None:
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(REPO / "recipes/accelerate" / config),
         "--main_process_port", str(free_port()), str(REPO / "tests/launched.py"), *map(str, recipes),
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=REPO, env=environment(), capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=REPO, env=environment(), capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
@@ -61,7 +61,7 @@ def recipe(folder: Path, name: str, **changes: Any) -> Path:
 
 
 def alone(path: Path) -> None:
-    GRPO(load_recipe(str(path), []), Processes()).run()
+    train(path, Processes())
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ def until(folder: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-def check_backend(config: str, folder: Path, *, steps: int = 4, sharded: bool) -> None:
+def check_backend(config: str, folder: Path, *, steps: int = 2, sharded: bool) -> None:
     """A dense model, a mixture of experts and an adapter, by one process and by two; then, from the middle of each
     run's checkpoints, each goes on in the other's processes."""
     paths = {

@@ -68,7 +68,10 @@ class Backend(ABC):
 
     @abstractmethod
     def step(self, learning_rate: float) -> tuple[float, bool]:
-        """Clips and updates, unless something is not finite. Returns (gradient norm before clipping, updated)."""
+        """Clips and updates, or leaves the update out where something is not finite.
+
+        Returns (gradient norm before clipping, NaN if it was left out; whether it was made).
+        """
 
     @abstractmethod
     def _differentiate(self, loss: Tensor) -> None: ...

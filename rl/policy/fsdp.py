@@ -95,13 +95,14 @@ def shard(model: Any, processes: Processes, compute_dtype: torch.dtype | None) -
         if type(module).__name__ in layers:
             fully_shard(module, reshard_after_forward=processes.sharding.reshard, **settings)
     # The rest (embedding, final norm, head) stays gathered from the forward to the end of the backward.
-    root = fully_shard(Root(model), reshard_after_forward=False, **settings)
+    root: Any = fully_shard(Root(model), reshard_after_forward=False, **settings)
     for module in root.modules():
         if isinstance(module, FSDPModule):
             # Losses are divided by global denominators, so gradients are summed; gloo cannot scale while it sums.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    return root
+    wrapped: Root = root
+    return wrapped
 
 
 def runner(root: Root) -> Callable[..., Any]:

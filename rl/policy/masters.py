@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -51,7 +52,7 @@ class LocalMasters(Backend):
             self._skip(f"the gradient of {bad[0] if bad else 'all parameters together'}")
         self.poisoned = False
         self._forget_gradients()
-        return float(norm), finite
+        return float(norm) if finite else math.nan, finite
 
     def _forget_gradients(self) -> None:
         for master in self.masters:

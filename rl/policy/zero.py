@@ -8,6 +8,7 @@ update. Clipping, AdamW and its groups are those of the other backends.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from typing import Any
 
@@ -27,6 +28,8 @@ from rl.policy.load import kept_in_float32
 from rl.policy.processes import Processes
 from rl.policy.sharding import LaunchError, Sharding
 from rl.recipe import OptimizerSpec
+
+deepspeed.utils.logger.setLevel(logging.WARNING)
 
 BUCKET = 25_000_000  # elements that are reduced or gathered at once; DeepSpeed's own 500 million take gigabytes
 
