@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -101,8 +101,7 @@ def shard(model: Any, processes: Processes, compute_dtype: torch.dtype | None) -
             # Losses are divided by global denominators, so gradients are summed; gloo cannot scale while it sums.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    wrapped: Root = root
-    return wrapped
+    return cast(Root, root)
 
 
 def runner(root: Root) -> Callable[..., Any]:
