@@ -151,7 +151,8 @@ def _check_distillation(recipe: DistillRecipe, made: list[str]) -> list[str]:
 
 def _check_data(field: str, spec: ProblemSpec, made: list[str]) -> list[str]:
     """The columns of a data set; empty for one on the hub or of an earlier stage, which is not read before the run."""
-    if spec.hub is not None or spec.path in made:
+    paths = [spec.path] if isinstance(spec.path, str) else spec.path or []
+    if spec.hub is not None or any(path in made for path in paths):
         return []
     try:
         return describe_problems(spec)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +29,23 @@ def run(recipe: Any) -> dict[str, Any]:
         keep_freed_memory()
     processes = Processes()
     if isinstance(recipe, StagesRecipe):
-        return run_stages(recipe, lambda stage: run_pipeline(stage, processes), processes)
-    return run_pipeline(recipe, processes)
+        summary = run_stages(recipe, lambda stage: run_pipeline(stage, processes), processes)
+    else:
+        summary = run_pipeline(recipe, processes)
+    if processes.rank == 0:
+        report(Path(recipe.output_dir))
+    return summary
+
+
+def report(folder: Path) -> None:
+    """Writes the run's HTML report. What the run has made is safe by now: nothing that fails here may undo it."""
+    from rl.report.command import write_report
+    from rl.report.read import ReportError
+
+    try:
+        print(f"report: {write_report(folder)}")
+    except ReportError as error:
+        print(f"no report: {error}")
 
 
 def run_pipeline(recipe: Any, processes: Processes) -> dict[str, Any]:

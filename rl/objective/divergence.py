@@ -84,7 +84,7 @@ def slope(logp_NV: Tensor, logq_NV: Tensor, kind: Kind, beta: float) -> Tensor:
 
 
 def _mean(log_weight_NV: Tensor, value_NV: Tensor) -> Tensor:
-    return torch.einsum("nv,nv->n", log_weight_NV.exp(), value_NV)
+    return log_weight_NV.exp().mul_(value_NV).sum(-1)
 
 
 def _mixture(logp_NV: Tensor, logq_NV: Tensor, beta: float) -> Tensor:
