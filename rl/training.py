@@ -18,7 +18,7 @@ from rl.evaluate import Evaluator
 from rl.experience import Completion, completions_of
 from rl.policy.backend import load_backend
 from rl.policy.load import DTYPES, load_model, load_tokenizer
-from rl.policy.lora import add_adapters, merged, write_adapter
+from rl.policy.lora import add_adapters, write_adapter
 from rl.policy.moe import ExpertTraining
 from rl.policy.policy import Policy
 from rl.policy.processes import Processes
@@ -158,7 +158,7 @@ class Training(ABC):
             if first:
                 self.folder.write_model(self.policy.model, self.tokenizer)
         elif first:
-            weights = {n: t.to("cpu", copy=True) for n, t in merged(self.policy.model, self.backend.named_weights())}
+            weights = {name: tensor.to("cpu", copy=True) for name, tensor in self.backend.named_weights()}
             self.folder.write_model(self.policy.model, self.tokenizer, weights)
         else:
             exhaust(self.backend.named_weights())

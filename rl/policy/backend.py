@@ -19,6 +19,7 @@ from torch import Tensor
 from rl.policy import shards
 from rl.policy.execution import Execution
 from rl.policy.load import cast_parameters
+from rl.policy.lora import merged
 from rl.policy.packing import Pack, idle_pack
 from rl.policy.processes import Processes
 from rl.policy.sharding import LaunchError
@@ -96,15 +97,15 @@ class Backend(ABC):
         """Parameters, or the trained ones among them, whole and in compute type."""
 
     def named_weights(self) -> Named:
-        """(name in the model, whole tensor in compute type) of every weight, one at a time.
+        """(name in the model, whole tensor in compute type) of every weight, one at a time; adapters merged.
 
         Every process takes all of them: each may be gathered from all. For their names in files, see `names.py`.
         """
-        yield from self._weights(trained=False)
+        yield from merged(self.model, self._weights(trained=False))
         yield from self.buffers.items()
 
     def trained_weights(self) -> Named:
-        """Those of `named_weights` that training changes: with adapters, a small part."""
+        """What training changes: with adapters these, by their own names, and nothing else."""
         yield from self._weights(trained=True)
         yield from self.buffers.items()
 
