@@ -43,10 +43,13 @@ class DeepSpeedBackend(Backend):
         super().__init__(model, compute_dtype, spec, processes)
         sharding = processes.sharding
         low = compute_dtype != torch.float32
+        # In bfloat16 DeepSpeed's ZeRO-1 is another optimizer, which stops at a gradient that is zero or no number.
+        self.whole = sharding.whole
+        self.stage = 2 if sharding.stage == 1 and low else sharding.stage
         kept = kept_in_float32(model)
         if kept and low:
             raise LaunchError(f"{sharding}: {kept[0]} must stay float32; set model.dtype: float32")
-        self._copy = whole_copy(model, compute_dtype, processes.device) if samples and not sharding.whole else None
+        self._copy = whole_copy(model, compute_dtype, processes.device) if samples and not self.whole else None
         self.named: list[tuple[str, Any]] = list(model.named_parameters())
         self.trained = [(name, p) for name, p in self.named if p.requires_grad]
         # DeepSpeed casts whatever floats, makes its masters of the cast weights, and would cast the buffers too.
@@ -57,7 +60,7 @@ class DeepSpeedBackend(Backend):
         self.engine, *_ = deepspeed.initialize(
             model=Root(model),
             optimizer=adamw([p for _, p in self.trained], spec),
-            config=configuration(sharding, spec, low, processes.device),
+            config=configuration(self.stage, sharding, spec, low, processes.device),
             dist_init_required=False,
         )
         self.zero = self.engine.optimizer
@@ -68,7 +71,7 @@ class DeepSpeedBackend(Backend):
         for name, parameter in self.trained:
             if name in originals:
                 safe_set_full_fp32_param(parameter, originals.pop(name).to(processes.device))
-        if sharding.stage == 3:
+        if self.stage == 3:
             for module, parameter in used_elsewhere(model, self.engine.module):
                 deepspeed.zero.register_external_parameter(module, parameter)
         self.execution = Execution(processes.device, compute_dtype, self.engine)
@@ -92,7 +95,7 @@ class DeepSpeedBackend(Backend):
     @torch.no_grad()
     def _weights(self, trained: bool) -> Named:
         for name, parameter in self.trained if trained else self.named:
-            if self.processes.sharding.whole:
+            if self.whole:
                 yield name, parameter.detach()
                 continue
             with deepspeed.zero.GatheredParameters([parameter]):
@@ -100,17 +103,17 @@ class DeepSpeedBackend(Backend):
             yield name, gathered
 
     def sampler_model(self) -> Any:
-        if self.processes.sharding.whole:
+        if self.whole:
             return self.model
         assert self._copy is not None, "made without a model to sample from"
         return self._copy
 
     def sampler_weights(self) -> Named:
-        if not self.processes.sharding.whole:
+        if not self.whole:
             yield from self.trained_weights()
 
     def frozen_copy(self) -> tuple[Any, Execution]:
-        if self.processes.sharding.whole:
+        if self.whole:
             return copy.deepcopy(self.model).requires_grad_(False).eval(), self.execution._replace(run=directly)
         from rl.policy.fsdp import frozen  # what has no optimizer is cut by FSDP2, under any backend
 
@@ -133,7 +136,7 @@ class DeepSpeedBackend(Backend):
         for name, parameter in self.trained:
             master = read(f"master/{name}")[:].to(device)
             safe_set_full_fp32_param(parameter, master)
-            if self.processes.sharding.whole:
+            if self.whole:
                 parameter.data.copy_(master)
             else:
                 with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
@@ -144,9 +147,8 @@ class DeepSpeedBackend(Backend):
     @property
     def parts(self) -> list[Tensor]:
         """This process's masters, flat: of each group of parameters one."""
-        stage = self.processes.sharding.stage
         held: list[Tensor] = (
-            self.zero.fp32_partitioned_groups_flat if stage == 3 else self.zero.single_partition_of_fp32_groups
+            self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
         )
         return held
 
@@ -156,19 +158,21 @@ class DeepSpeedBackend(Backend):
         for part in self.parts:
             moments = {moment: torch.zeros_like(part) for moment in MOMENTS}
             self.zero.optimizer.state[part] = {"step": torch.zeros((), device=part.device), **moments}
-        if self.processes.sharding.stage < 3:
+        if self.stage < 3:
             self.zero._lazy_init_hp_params_optimizer_state()
 
 
-def configuration(sharding: Sharding, spec: OptimizerSpec, low: bool, device: torch.device) -> dict[str, Any]:
+def configuration(
+    stage: int, sharding: Sharding, spec: OptimizerSpec, low: bool, device: torch.device
+) -> dict[str, Any]:
     """DeepSpeed's configuration: what the other backends do, said in its words. low: compute in bfloat16."""
     zero: dict[str, Any] = {
-        "stage": sharding.stage,
+        "stage": stage,
         "overlap_comm": False,
         "reduce_bucket_size": BUCKET,
         "allgather_bucket_size": BUCKET,
     }
-    if sharding.stage == 3:
+    if stage == 3:
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": BUCKET}
     offload = {"device": "cpu", "pin_memory": device.type == "cuda"}
     if sharding.offload_optimizer:
