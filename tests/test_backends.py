@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -105,40 +106,39 @@ def until(folder: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-def check_backend(config: str, folder: Path, *, steps: int = 2, sharded: bool) -> None:
-    """A dense model, a mixture of experts and an adapter, by one process and by two; then, from the middle of each
-    run's checkpoints, each goes on in the other's processes."""
+def check_backend(config: str, folder: Path, *, kinds: Collection[str] = RUNS, steps: int = 2, sharded: bool) -> None:
+    """Runs by one process and by two; and from the middle of its checkpoints each goes on in the other's processes."""
     paths = {
-        f"{kind}-{who}": recipe(folder, f"{kind}-{who}", grpo__steps=steps, **changes)
-        for kind, changes in RUNS.items()
+        f"{kind}-{who}": recipe(folder, f"{kind}-{who}", grpo__steps=steps, **RUNS[kind])
+        for kind in kinds
         for who in ("one", "two")
     }
-    for kind in RUNS:
+    expected = {}
+    for kind in kinds:
         alone(paths[f"{kind}-one"])
-    launch(config, *(paths[f"{kind}-two"] for kind in RUNS))
-    for kind in RUNS:
-        assert_same(kind, rows(folder / f"{kind}-one"), rows(folder / f"{kind}-two"))
-        assert_same_weights(kind, folder / f"{kind}-one", folder / f"{kind}-two")
+        expected[kind] = rows(folder / f"{kind}-one")
+        shutil.copytree(folder / f"{kind}-one" / "model", folder / kind / "model")
+        until(folder / f"{kind}-one", steps // 2)
+    # Two processes make their own runs, and take up what one process wrote.
+    launch(config, *(paths[f"{kind}-{who}"] for kind in kinds for who in ("two", "one")))
+    for kind in kinds:
+        for who in ("one", "two"):
+            assert_same(kind, expected[kind], rows(folder / f"{kind}-{who}"))
+            assert_same_weights(kind, folder / kind, folder / f"{kind}-{who}")
         for rank in (0, 1):
             found = json.loads((folder / f"{kind}-two" / f"held_{rank}.json").read_text())
             assert found["held"] == pytest.approx(found["all"] * (0.5 if sharded else 1), rel=0.02), found
-    uninterrupted = {kind: rows(folder / f"{kind}-one") for kind in RUNS}
-    for kind in RUNS:
-        shutil.copytree(folder / f"{kind}-one" / "model", folder / kind / "model")
-        for who in ("one", "two"):
-            until(folder / f"{kind}-{who}", steps // 2)
-    # One process alone takes up what the backend wrote, and the other way round.
-    for kind in RUNS:
+    # And the other way round.
+    for kind in kinds:
+        until(folder / f"{kind}-two", steps // 2)
         alone(paths[f"{kind}-two"])
-    launch(config, *(paths[f"{kind}-one"] for kind in RUNS))
-    for kind in RUNS:
-        for who in ("one", "two"):
-            assert_same(kind, uninterrupted[kind], rows(folder / f"{kind}-{who}"))
-            assert_same_weights(kind, folder / kind, folder / f"{kind}-{who}")
+        assert_same(kind, expected[kind], rows(folder / f"{kind}-two"))
+        assert_same_weights(kind, folder / kind, folder / f"{kind}-two")
 
 
 def test_fsdp2(tmp_path):
-    check_backend("fsdp2-cpu-2.yaml", tmp_path, sharded=True)
+    kinds = [kind for kind in ("dense", "moe", "lora") if kind in RUNS]
+    check_backend("fsdp2-cpu-2.yaml", tmp_path, kinds=kinds, sharded=True)
 
 
 @pytest.mark.slow
@@ -151,12 +151,19 @@ def test_deepspeed(config, sharded, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", ["cpu-2", "fsdp2-cpu-2"])
+def test_without_deepspeed(config, tmp_path):
+    check_backend(f"{config}.yaml", tmp_path, sharded=config == "fsdp2-cpu-2")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", ["cpu-2", "fsdp2-cpu-2", *(pytest.param(f"zero{n}-cpu-2", marks=deepspeed) for n in (1, 2, 3))]
 )
 def test_ten_steps(config, tmp_path):
     """Losses, gradients and everything else that is logged, over ten steps of a dense model and the mixture."""
-    check_backend(f"{config}.yaml", tmp_path, steps=10, sharded=config in ("fsdp2-cpu-2", "zero3-cpu-2"))
+    sharded = config in ("fsdp2-cpu-2", "zero3-cpu-2")
+    check_backend(f"{config}.yaml", tmp_path, kinds=("dense", "moe"), steps=10, sharded=sharded)
 
 
 def test_ready_configurations_are_what_they_say():
