@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from rl.gkd import GKD
 from rl.grpo import GRPO
 from rl.policy import shards
 from rl.policy.processes import Processes
-from rl.recipe import SFTRecipe
 from rl.recipe_io import load_recipe
 from rl.sft import SFT
 from rl.training import Training
@@ -25,7 +25,7 @@ def held(parameter: Any) -> int:
 
 def train(path: Path, processes: Processes) -> Training:
     recipe = load_recipe(str(path), [])
-    trainer = (SFT if isinstance(recipe, SFTRecipe) else GRPO)(recipe, processes)
+    trainer = {"sft": SFT, "grpo": GRPO, "gkd": GKD}[recipe.pipeline](recipe, processes)
     if path.stem.startswith("poisoned"):
         poison(trainer)
     trainer.run()

@@ -17,7 +17,7 @@ from launched import train
 from safetensors.torch import load_file
 from test_moe_training import MODEL as MOE
 
-from recipes import REPO, SCRATCH, environment, free_port, grpo, write
+from recipes import PROBLEMS, REPO, SCRATCH, change, environment, free_port, grpo, sft, write
 from rl.policy.processes import Processes
 
 DENSE = {
@@ -43,6 +43,15 @@ RUNS = {
     "moe": EXPERTS,
     "poisoned": {**DENSE, "optimizer__on_nonfinite": "skip"},
     "bfloat16": {**DENSE, "model": {"scratch": SCRATCH, "dtype": "bfloat16"}},
+    "sft": {
+        "sft__tokens_per_microbatch": 120,
+        "checkpoint": {"every": 1, "keep": 99},
+        "evaluate": {"data": {**PROBLEMS, "limit": 4}, "samples": 1, "max_tokens": 6, "every": 1},
+    },
+    "gkd": {
+        "gkd": {"prompts_per_step": 5, "samples_per_prompt": 3, "tokens_per_microbatch": 120, "on_policy": 1.0},
+        "checkpoint": {"every": 1, "keep": 99},
+    },
 }
 # Of metrics, relative and absolute. In bfloat16 a master that differs by rounding now and then becomes another weight.
 TOLERANCE = {"bfloat16": (0.05, 1e-3)}
@@ -64,8 +73,18 @@ def launch(config: str, *recipes: Path) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
-def recipe(folder: Path, name: str, **changes: Any) -> Path:
-    return write(folder / f"{name}.yaml", grpo(folder / name, **changes))
+def recipe(folder: Path, kind: str, who: str, steps: int) -> Path:
+    run, changes = folder / f"{kind}-{who}", RUNS[kind]
+    if kind == "sft":
+        made = sft(run, sft__steps=steps, **changes)
+    elif kind == "gkd":  # the dense run's model is the teacher
+        made = grpo(
+            run, pipeline="gkd", teacher={"path": str(folder / "dense" / "model"), "dtype": "float32"}, **changes
+        )
+        made = change({k: v for k, v in made.items() if k not in ("grpo", "rewards")}, gkd__steps=steps)
+    else:
+        made = grpo(run, grpo__steps=steps, **changes)
+    return write(folder / f"{run.name}.yaml", made)
 
 
 def alone(path: Path) -> None:
@@ -108,11 +127,7 @@ def until(folder: Path, step: int) -> None:
 
 def check_backend(config: str, folder: Path, *, kinds: Collection[str] = RUNS, steps: int = 2, sharded: bool) -> None:
     """Runs by one process and by two; and from the middle of its checkpoints each goes on in the other's processes."""
-    paths = {
-        f"{kind}-{who}": recipe(folder, f"{kind}-{who}", grpo__steps=steps, **RUNS[kind])
-        for kind in kinds
-        for who in ("one", "two")
-    }
+    paths = {f"{kind}-{who}": recipe(folder, kind, who, steps) for kind in kinds for who in ("one", "two")}
     expected = {}
     for kind in kinds:
         alone(paths[f"{kind}-one"])
@@ -137,7 +152,7 @@ def check_backend(config: str, folder: Path, *, kinds: Collection[str] = RUNS, s
 
 
 def test_fsdp2(tmp_path):
-    kinds = [kind for kind in ("dense", "moe", "lora") if kind in RUNS]
+    kinds = [kind for kind in ("dense", "moe", "lora", "sft") if kind in RUNS]
     check_backend("fsdp2-cpu-2.yaml", tmp_path, kinds=kinds, sharded=True)
 
 
