@@ -87,7 +87,7 @@ def shard(model: Any, processes: Processes, compute_dtype: torch.dtype | None) -
             param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         ),
     }
-    if processes.sharding.offload_parameters:
+    if processes.sharding.offload_parameters and processes.device.type != "cpu":
         settings["offload_policy"] = CPUOffloadPolicy()
     # What transformers says must not be split: the decoder layers.
     layers = set(getattr(model, "_no_split_modules", None) or ())
