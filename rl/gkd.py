@@ -16,11 +16,13 @@ from typing import Any
 import torch
 
 from rl.documents import solved_problems
-from rl.objective.divergence import token_divergence
-from rl.policy.backend import Processes, learning_rate
+from rl.objective.divergence import Divergence, token_divergence
+from rl.policy.backend import learning_rate
 from rl.policy.load import DTYPES, load_model, load_tokenizer
+from rl.policy.moe import Auxiliary
 from rl.policy.packing import Document, Pack
 from rl.policy.policy import Policy
+from rl.policy.processes import Processes
 from rl.policy.vocabulary import check_rows, restricted, shared_vocabulary
 from rl.prompts import permuted
 from rl.recipe_gkd import GKDRecipe
@@ -53,7 +55,8 @@ class GKD(SamplingTraining):
         self.load_policy(recipe.moe, recipe.rollout.temperature)
         self.teacher = self.load_teacher(theirs)
         for field, policy in (("model", self.policy), ("teacher", self.teacher)):
-            check_rows(policy.head, self.vocabulary, field)
+            with torch.no_grad():
+                policy.run(lambda: check_rows(policy.head, self.vocabulary, field))  # noqa: B023 - called at once
         # Both read the same packs: where the teacher cannot read packed documents, it cuts them.
         self.packer = self.policy if self.teacher.packed else self.teacher
         self.load_sampler()
@@ -121,7 +124,8 @@ class GKD(SamplingTraining):
         totals = self.backend.sum({"tokens": float(sum(lengths)), "documents": float(len(documents))})
         longest = max(max(part, default=0) for part in self.backend.gather(lengths))
         sums: dict[str, float] = {}
-        for pack in self.packer.pack(documents, spec.tokens_per_microbatch, spec.share_prompts):
+        packs = self.packer.pack(documents, spec.tokens_per_microbatch, spec.share_prompts)
+        for pack in self.backend.micro_batches(packs):
             self.backend.backward(self.loss(pack, totals, sums))
         rate = learning_rate(self.recipe.optimizer, self.updates, self.total_updates)
         norm, updated = self.backend.step(rate)
@@ -143,15 +147,9 @@ class GKD(SamplingTraining):
 
         totals: tokens and documents of the whole batch. sums: metrics, to which the pack's parts are added.
         """
-        spec = self.recipe.gkd
         with torch.no_grad():
             teacher = self.teacher.states(pack)
-        student, auxiliary = self.policy.training_states(pack)
-        found = token_divergence(
-            student, restricted(self.policy.head, self.vocabulary),
-            teacher, restricted(self.teacher.head, self.vocabulary),
-            kind=spec.divergence, beta=spec.beta, temperature=spec.temperature,
-        )  # fmt: skip
+        found, auxiliary = self.policy.run(self.compared, pack, teacher)
         parts = {"divergence": found.value.detach(), "entropy": found.entropy, "agreement": found.agrees}
         for name, values in parts.items():
             sums[name] = sums.get(name, 0.0) + float(values.sum()) / totals["tokens"]
@@ -160,6 +158,17 @@ class GKD(SamplingTraining):
             loss = loss + self.experts.loss(auxiliary, totals["tokens"], totals["documents"])
             self.experts.log(sums, auxiliary, totals["tokens"], totals["documents"])
         return loss
+
+    def compared(self, pack: Pack, teacher_PD: torch.Tensor) -> tuple[Divergence, Auxiliary | None]:
+        """The student's forward on a pack, held against the teacher's states: within `Policy.run`."""
+        spec = self.recipe.gkd
+        student, auxiliary = self.policy.training_states(pack)
+        found = token_divergence(
+            student, restricted(self.policy.head, self.vocabulary),
+            teacher_PD, restricted(self.teacher.head, self.vocabulary),
+            kind=spec.divergence, beta=spec.beta, temperature=spec.temperature,
+        )  # fmt: skip
+        return found, auxiliary
 
     # ---- the run ---------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ The mathematics is in `objective/`, the tokens in `policy/packing.py`, the weigh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,8 +15,10 @@ from rewards import load_reward
 from rl.experience import Completion, assign_advantages, assign_rewards, subtract_kl, uninformative
 from rl.objective import aggregate, correction_weights, kl_estimate, mismatch, policy_loss
 from rl.objective.kl import saturate
-from rl.policy.backend import Processes, learning_rate
+from rl.policy.backend import learning_rate
+from rl.policy.lora import AdapterReference
 from rl.policy.packing import Pack
+from rl.policy.processes import Processes
 from rl.policy.reference import Reference
 from rl.recipe import GRPORecipe
 from rl.run.progress import Timer
@@ -37,9 +39,14 @@ class GRPO(SamplingTraining):
         for reward in self.rewards:
             reward.check_columns(self.prompts.items[0].row)
         self.load_policy(recipe.moe, recipe.rollout.temperature)
-        self.reference = Reference(self.policy, recipe.grpo.reference) if recipe.grpo.kl.coefficient else None
+        self.reference = self.load_reference() if recipe.grpo.kl.coefficient else None
         self.load_sampler(record_routing=self.experts is not None and recipe.moe.replay_routing)
         self.cursor = 0  # place in the stream of prompts
+
+    def load_reference(self) -> Reference | AdapterReference:
+        if self.recipe.model.lora is not None:
+            return AdapterReference(self.policy)
+        return Reference(self.policy, self.backend, self.recipe.grpo.reference)
 
     # ---- one step ------------------------------------------------------------------------------------
 
@@ -109,7 +116,8 @@ class GRPO(SamplingTraining):
         if not with_reference:
             batch = [c for c in batch if self.contributes(c)]
         documents = [c.document for c in batch]
-        for pack in self.policy.pack(documents, spec.tokens_per_microbatch, spec.share_prompts):
+        packs = self.policy.pack(documents, spec.tokens_per_microbatch, spec.share_prompts)
+        for pack in self.backend.micro_batches(packs):
             old = self.policy.logprobs(pack)[0].cpu()
             ref = self.reference.logprobs(pack).cpu() if with_reference and self.reference else None
             for d in pack.documents:
@@ -129,7 +137,8 @@ class GRPO(SamplingTraining):
         )
         denominator = max(totals[spec.loss.aggregation], 1.0)
         trained = [c for c in kept if self.contributes(c)]
-        for pack in self.policy.pack([c.document for c in trained], spec.tokens_per_microbatch, spec.share_prompts):
+        packs = self.policy.pack([c.document for c in trained], spec.tokens_per_microbatch, spec.share_prompts)
+        for pack in self.backend.micro_batches(packs):
             self.backend.backward(self.loss(pack, trained, denominator, totals, log))
         rate = learning_rate(recipe.optimizer, self.updates, self.total_updates)
         norm, updated = self.backend.step(rate)
@@ -159,7 +168,7 @@ class GRPO(SamplingTraining):
         sampler_logp = pack.gather([c.sample.logprobs for c in trained]).to(device)
         if spec.old_logprobs == "sampler":
             old = sampler_logp
-        elif trained[pack.documents[0]].old_logp is not None:
+        elif trained and trained[0].old_logp is not None:
             old = pack.gather([c.old_logp for c in trained]).to(device)  # type: ignore[misc]
         else:
             old = logp.detach()  # a single update on exactly on-policy data: pi_old is pi
@@ -220,13 +229,17 @@ class GRPO(SamplingTraining):
         return step_line(index, self.total_steps, metrics)
 
     def state(self) -> dict[str, Any]:
-        moved = self.reference.state() if self.reference and self.reference.moves else {}
-        return {**super().state(), "cursor": self.cursor, **moved}
+        return {**super().state(), "cursor": self.cursor}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        super().load_state(state)
-        if self.reference is not None and self.reference.moves:
-            self.reference.load_state(state)
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from super().tensors()
+        if self.reference is not None:
+            yield from self.reference.tensors()
+
+    def load_state(self, state: dict[str, Any], read: Callable[[str], Any]) -> None:
+        super().load_state(state, read)
+        if self.reference is not None:
+            self.reference.load(read)
         self.cursor = state["cursor"]
 
 

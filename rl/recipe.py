@@ -52,6 +52,16 @@ class ScratchModel(Strict):
         return self
 
 
+class LoRASpec(Strict):
+    """Adapters are trained in place of the model (PEFT). No dropout: what is trained must be what was sampled from."""
+
+    r: Positive = Field(16, description="rank")
+    alpha: float = Field(32.0, gt=0, description="the adapter's output is scaled by alpha / r")
+    target_modules: list[str] | None = Field(
+        None, min_length=1, description="names of linear layers, such as q_proj; None = all but the head"
+    )
+
+
 class ModelSpec(Strict):
     path: str | None = Field(None, description="folder or hub id of a causal LM")
     revision: str | None = None
@@ -62,6 +72,7 @@ class ModelSpec(Strict):
     gradient_checkpointing: bool = False
     config: dict[str, Any] = Field(default_factory=dict, description="fields of the loaded model's config to change")
     preset: Preset | None = Field(None, description="whose shape `path` has, for estimates before it is here")
+    lora: LoRASpec | None = Field(None, description="train adapters; in training recipes only")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
@@ -297,6 +308,9 @@ class GRPORecipe(TrainSpec):
             raise ValueError(
                 f"{field} needs rollout.top_p 1, top_k 0 and min_tokens 0: a narrowed sampler has another support"
             )
+        moves = self.grpo.reference.replace_every or self.grpo.reference.ema
+        if self.model.lora is not None and moves:
+            raise ValueError("grpo.reference: with model.lora it is the model without adapters, and does not move")
         if corrected and sampler_is_old:
             raise ValueError("grpo.correction: with grpo.old_logprobs: sampler the ratio itself carries the correction")
         return self
@@ -319,6 +333,12 @@ class SFTRecipe(TrainSpec):
 class EvalRecipe(RunSpec):
     pipeline: Literal["eval"]
     evaluate: EvaluateSpec
+
+    @model_validator(mode="after")
+    def _whole_model(self) -> EvalRecipe:
+        if self.model.lora is not None:
+            raise ValueError("model.lora is for training; to evaluate, give the merged model's folder as model.path")
+        return self
 
 
 class StagesRecipe(Strict):

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from rl.policy.backend import LaunchError, Processes
+from rl.policy.processes import Processes
 from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
 from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe
 from rl.recipe_gkd import GKDRecipe
-from rl.recipe_io import RecipeError
 from rl.run.allocator import keep_freed_memory
 from rl.run.folder import Run
 from rl.stages import run_stages
@@ -28,10 +27,7 @@ def run(recipe: Any) -> dict[str, Any]:
     """Runs a validated recipe in this process, as one of those that the launcher started."""
     if not torch.cuda.is_available():
         keep_freed_memory()
-    try:
-        processes = Processes()
-    except LaunchError as error:
-        raise RecipeError(str(error)) from error
+    processes = Processes()
     if isinstance(recipe, StagesRecipe):
         summary = run_stages(recipe, lambda stage: run_pipeline(stage, processes), processes)
     else:

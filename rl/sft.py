@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rl.documents import training_documents
-from rl.policy.backend import Processes, learning_rate
+from rl.policy.backend import learning_rate
+from rl.policy.processes import Processes
 from rl.prompts import permuted
 from rl.recipe import SFTRecipe
 from rl.training import Training
@@ -50,7 +51,8 @@ class SFT(Training):
         batch = [self.documents[permuted(p, len(self.documents), self.recipe.seed)] for p in positions]
         tokens = sum(len(d.completion_ids) for d in batch)  # known to every process: the batch is global
         sums = {"loss": 0.0}
-        for pack in self.policy.pack(batch[self.backend.rank :: self.backend.world], spec.tokens_per_microbatch):
+        packs = self.policy.pack(batch[self.backend.rank :: self.backend.world], spec.tokens_per_microbatch)
+        for pack in self.backend.micro_batches(packs):
             logp, _, auxiliary = self.policy.training_logprobs(pack)
             loss = -logp.sum() / tokens
             sums["loss"] += float(loss.detach())

@@ -18,7 +18,7 @@ from rl.run.folder import write_stages
 from rl.run.progress import Progress
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a wrong recipe should be told at once
-    from rl.policy.backend import Processes
+    from rl.policy.processes import Processes
 
 _REFERENCE = re.compile(r"\$\{([^.}]+)\.([^}]+)\}")
 

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rl.evaluate import Evaluator
 from rl.experience import Completion, completions_of
-from rl.policy.backend import Processes, Replicated
+from rl.policy.backend import load_backend
+from rl.policy.export import exhaust, export_model
 from rl.policy.load import DTYPES, load_model, load_tokenizer
+from rl.policy.lora import add_adapters, write_adapter
 from rl.policy.moe import ExpertTraining
 from rl.policy.policy import Policy
+from rl.policy.processes import Processes
 from rl.prompts import Prompts, load_prompts, permuted, sampling_params
 from rl.recipe import GRPORecipe, MoESpec, TrainSpec
 from rl.recipe_gkd import GKDRecipe
 from rl.rollout.make import make_sampler
 from rl.rollout.sampling import stream_key
+from rl.run.checkpoint import write_folder
 from rl.run.folder import Run
 
 
@@ -45,12 +50,22 @@ class Training(ABC):
         """The model to train, its optimizer, and what measures it. temperature: of its log-probabilities."""
         recipe = self.recipe
         model = load_model(recipe.model, self.tokenizer, seed=recipe.seed, dtype=torch.float32)
-        model.to(self.processes.device)
-        self.backend = Replicated(model, DTYPES[recipe.model.dtype], recipe.optimizer, self.processes)
+        if recipe.model.lora is not None:
+            add_adapters(model, recipe.model.lora, recipe.seed)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.backend = load_backend(
+            model, DTYPES[recipe.model.dtype], recipe.optimizer, self.processes, samples=self.samples
+        )
         self.experts = ExpertTraining.of(model, moe, self.total_updates, "moe" in recipe.model_fields_set)
-        self.policy = Policy(model, temperature=temperature, experts=self.experts)
+        execution = self.backend.execution
+        self.policy = Policy(model, temperature=temperature, experts=self.experts, execution=execution)
         self.policy.check_packing()
         self.evaluator = Evaluator.of(recipe, self.tokenizer, self.processes)
+
+    @property
+    def samples(self) -> bool:
+        """Whether the policy is sampled from."""
+        return self.recipe.evaluate is not None
 
     # ---- what a trainer says of itself -----------------------------------------------------------------
 
@@ -79,12 +94,17 @@ class Training(ABC):
         """The step in the log; None leaves it out."""
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on, but for `tensors`."""
         counts = {"step": self.steps_done, "updates": self.updates, "seconds": self.seconds}
         return {**counts, **self.backend.state()}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.backend.load_state(state)
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights and moments, one at a time; every process takes all of them, as each may be gathered from all."""
+        return self.backend.tensors()
+
+    def load_state(self, state: dict[str, Any], read: Callable[[str], Any]) -> None:
+        """read: a tensor of `tensors` by its name."""
+        self.backend.load(state, read)
         self.steps_done, self.updates, self.seconds = state["step"], state["updates"], state["seconds"]
 
     # ---- the run ---------------------------------------------------------------------------------------
@@ -92,9 +112,9 @@ class Training(ABC):
     def run(self) -> dict[str, Any]:
         recipe, folder, evaluation = self.recipe, self.folder, self.recipe.evaluate
         self.resume()
-        parameters = sum(p.numel() for p in self.policy.model.parameters())
         folder.progress.line(
-            f"{self.name}: {self.describe()}, {parameters:,} parameters, {self.backend.world} process(es)"
+            f"{self.name}: {self.describe()}, {self.parameters:,} parameters, {self.backend.world} process(es), "
+            f"{self.processes.sharding}"
         )
         if evaluation and evaluation.at_start and not self.steps_done:
             self.evaluate(write=True)
@@ -120,9 +140,7 @@ class Training(ABC):
 
     def finish(self) -> dict[str, Any]:
         results = self.evaluate(write=True)
-        if self.processes.rank == 0:
-            self.folder.write_model(self.policy.model, self.tokenizer)
-        self.processes.barrier()
+        self.write_model()
         summary = {
             "pipeline": self.name,
             "model": str(self.folder.folder / "model"),
@@ -134,28 +152,47 @@ class Training(ABC):
         self.folder.finish(summary)
         return summary
 
+    def write_model(self) -> None:
+        """The model as an ordinary Hugging Face folder, adapters merged; beside it the adapter, if one was trained."""
+        lora, first = self.recipe.model.lora is not None, self.processes.rank == 0
+        export_model(self.folder.folder / "model", self.backend, self.tokenizer, adapters=lora)
+        if lora:
+            trained = self.backend.trained_weights()
+            if first:
+                target, base = self.folder.folder / "adapter", self.recipe.model.path
+                write_folder(target, lambda path: write_adapter(path, self.policy.model, trained, base))
+            else:
+                exhaust(trained)
+        self.processes.barrier()
+
     def evaluate(self, write: bool) -> dict[str, float]:
         """Results on the recipe's problems, if it has any; `write`: as a line of their own among the metrics."""
         if self.evaluator is None:
             return {}
-        return self.evaluator.measure(self.policy, self.folder, self.steps_done, version=self.updates, write=write)
+        model = self.backend.sampler_model()
+        return self.evaluator.measure(
+            model, self.backend.sampler_weights(), self.folder, self.steps_done,
+            version=self.updates, packed=self.policy.packed, write=write,
+        )  # fmt: skip
 
     def save(self) -> None:
         """A checkpoint of the last step, unless there is one."""
         if self.steps_done == self.saved:
             return
         if self.processes.rank == 0:
-            self.folder.checkpoints.save(self.steps_done, self.state())
+            self.folder.checkpoints.save(self.steps_done, self.state(), self.tensors())
+        else:
+            exhaust(self.tensors())
         self.processes.barrier()
         self.saved = self.steps_done
 
     def resume(self) -> None:
-        state = self.folder.checkpoints.load_latest() if self.recipe.resume == "auto" else None
-        if state is not None:
-            self.load_state(state)
+        found = self.folder.checkpoints.load_latest() if self.recipe.resume == "auto" else None
+        if found is not None:
+            self.load_state(*found)
             self.saved = self.steps_done
             self.folder.progress.line(f"resumed after {self.unit} {self.steps_done}")
-        self.folder.rewind(self.steps_done if state is not None else -1)
+        self.folder.rewind(self.steps_done if found is not None else -1)
         self.processes.barrier()
 
 
@@ -172,10 +209,14 @@ class SamplingTraining(Training):
             self.recipe.data, self.tokenizer, max_tokens=rollout.max_prompt_tokens, over_long=rollout.over_long_prompts
         )
 
+    @property
+    def samples(self) -> bool:
+        return self.recipe.rollout.mode == "inprocess" or super().samples
+
     def load_sampler(self, record_routing: bool = False) -> None:
         """The sampler that the recipe asks for, and what keeps it at the policy's weights."""
         self.sync = make_sampler(
-            self.recipe, self.policy, self.backend, self.tokenizer, self.processes, self.folder,
+            self.recipe, self.policy, self.backend, self.tokenizer, self.folder,
             record_routing=record_routing,
         )  # fmt: skip
         self.sampler = self.sync.sampler

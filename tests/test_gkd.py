@@ -21,9 +21,9 @@ from rl.__main__ import main
 from rl.check import check
 from rl.gkd import GKD
 from rl.objective.divergence import Divergence
-from rl.policy.backend import Processes
 from rl.policy.load import load_model, load_tokenizer
 from rl.policy.packing import Document
+from rl.policy.processes import Processes
 from rl.recipe import ModelSpec, ScratchModel
 from rl.recipe_io import RecipeError, validate
 from rl.runner import run as run_recipe

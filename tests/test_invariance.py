@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from recipes import launch_two
 from rl.experience import Completion
 from rl.grpo import GRPO
-from rl.policy.backend import LaunchError, Processes
+from rl.policy.processes import Processes
+from rl.policy.sharding import LaunchError
 from rl.prompts import Prompt
 from rl.recipe_io import load_recipe, validate
 from rl.rollout import Sample

@@ -16,11 +16,11 @@ from model import MoEForCausalLM
 from model.router import sequence_balance
 from recipes import SCRATCH, grpo, launch_two, metrics, run, sft, write
 from rl.grpo import GRPO
-from rl.policy.backend import Processes
 from rl.policy.load import model_config
 from rl.policy.moe import ExpertTraining
 from rl.policy.packing import Document
 from rl.policy.policy import Policy
+from rl.policy.processes import Processes
 from rl.recipe import ModelSpec, MoESpec
 from rl.recipe_io import RecipeError, load_recipe
 from rl.rollout import LocalSampler, SamplingParams

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rl.distill.journal import Received, Wanted
-from rl.policy.backend import Processes
 from rl.policy.load import DTYPES, load_model
+from rl.policy.processes import Processes
 from rl.prompts import Prompt, sampling_params
 from rl.recipe_distill import LocalTeacher
 from rl.rollout import LocalSampler

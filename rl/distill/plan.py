@@ -13,8 +13,8 @@ from data.spec import ProblemSpec
 from rl.distill.api import request_payload
 from rl.distill.journal import Received, Wanted
 from rl.distill.local import fingerprint, sample_local
-from rl.policy.backend import Processes
 from rl.policy.load import load_tokenizer
+from rl.policy.processes import Processes
 from rl.prompts import load_prompts
 from rl.recipe import SamplingSpec
 from rl.recipe_distill import ApiTeacher, LocalTeacher

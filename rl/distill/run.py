@@ -16,8 +16,8 @@ from rl.distill.report import report, summarise
 from rl.distill.sample import Sampled, sample_teacher
 from rl.distill.tally import Tally
 from rl.distill.verify import Encode, verify
-from rl.policy.backend import Processes
 from rl.policy.load import load_tokenizer
+from rl.policy.processes import Processes
 from rl.recipe import ModelSpec
 from rl.recipe_distill import ApiTeacher, DistillRecipe
 from rl.recipe_io import RecipeError

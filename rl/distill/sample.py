@@ -15,7 +15,7 @@ from rl.distill.journal import Journal, Received, Wanted, missing, read_journals
 from rl.distill.plan import ApiPlan, Ask, plan_api, plan_local
 from rl.distill.tally import Meter, Tally, kind_of
 from rl.distill.verify import Pair
-from rl.policy.backend import Processes
+from rl.policy.processes import Processes
 from rl.recipe_distill import ApiTeacher, DistillRecipe, LocalTeacher
 from rl.recipe_io import RecipeError
 from rl.run.progress import Progress

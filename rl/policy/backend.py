@@ -1,175 +1,90 @@
-"""Where the weights live and how a gradient becomes an update.
+"""Where the weights live and how a gradient becomes an update: what every backend has in common.
 
-`Replicated` is plain data parallelism: every process holds the whole model, gradients are summed once per
-update. Sharded backends (FSDP2, DeepSpeed) are to offer the same few methods.
+`Replicated` (DDP), `FullyShardedBackend` (FSDP2) and `DeepSpeedBackend` (ZeRO) differ in who holds which part; the
+update is the same: gradients summed over micro-batches and processes, clipped by their global norm, AdamW on float32
+masters with weight decay on matrices only.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-import os
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from rl.policy import shards
+from rl.policy.execution import Execution
 from rl.policy.load import cast_parameters
+from rl.policy.lora import merged
+from rl.policy.packing import Pack, idle_pack
+from rl.policy.processes import Processes
+from rl.policy.sharding import LaunchError
 from rl.recipe import OptimizerSpec
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, as torch and DeepSpeed name them
+
+Named = Iterator[tuple[str, Tensor]]
+Read = Callable[[str], Any]  # name -> a lazily read tensor of a checkpoint: `[:]`, `[a:b]`
 
 
 class NonFinite(RuntimeError):
     """A loss or gradient is NaN or infinite; the message names the tensor."""
 
 
-class Backend(Protocol):
-    rank: int
-    world: int
+class Backend(ABC):
+    """Every process calls the same methods in the same order; most of them communicate."""
 
-    def backward(self, loss: Tensor) -> None: ...
-    def step(self, learning_rate: float) -> tuple[float, bool]: ...
-    def sum(self, values: Mapping[str, float]) -> dict[str, float]: ...
-    def gather(self, value: Any) -> list[Any]: ...
-    def named_weights(self) -> Iterable[tuple[str, Tensor]]: ...
-    def state(self) -> dict[str, Any]: ...
-    def load_state(self, state: dict[str, Any]) -> None: ...
-
-
-class Processes:
-    """The process group, as the launcher made it: rank, world size, device, and sums over processes."""
-
-    def __init__(self) -> None:
-        announced = int(os.environ.get("WORLD_SIZE", "1"))
-        for variable in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM"):
-            if os.environ.get(variable, "false").lower() in ("1", "true"):
-                raise LaunchError(
-                    f"the accelerate configuration asks for {variable.removeprefix('ACCELERATE_USE_')}, which this "
-                    "release does not train with: use distributed_type MULTI_GPU"
-                )
-        if announced > 1:
-            from accelerate import PartialState
-
-            cpu = not torch.cuda.is_available()
-            state = PartialState(cpu=cpu, backend="gloo" if cpu else "nccl")
-            self.rank, self.world, self.local_rank = (
-                state.process_index,
-                state.num_processes,
-                state.local_process_index,
-            )
-            self.device = state.device
-        else:
-            self.rank, self.world, self.local_rank = 0, 1, 0
-            self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        rank = int(os.environ.get("RANK", "0"))
-        self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
-        launched = int(os.environ.get("ACCELERATE_NUM_PROCESSES", announced))
-        # accelerate's MULTI_CPU leaves these for MPI to read, and starts a single process.
-        if announced == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
-            launched = 0
-        if self.world != announced or self.rank != rank or launched != announced:
-            raise LaunchError(
-                f"the launcher announced process {rank} of {max(announced, launched)}, but this is process "
-                f"{self.rank} of {self.world}: with accelerate on CPU set `distributed_type: MULTI_GPU` together "
-                "with `use_cpu: true`, as in recipes/accelerate/cpu-2.yaml"
-            )
-
-    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Sums each value over all processes, in float64; every process must pass the same keys."""
-        if self.world == 1:
-            return dict(values)
-        keys = sorted(values)
-        total = torch.tensor([values[k] for k in keys], dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return dict(zip(keys, total.tolist(), strict=True))
-
-    def gather(self, value: Any) -> list[Any]:
-        """The value of every process, by rank."""
-        if self.world == 1:
-            return [value]
-        values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
-        return values
-
-    def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()
-
-
-class LaunchError(RuntimeError):
-    """Launcher and process group disagree, or ask for what is not here."""
-
-
-class Replicated:
-    """float32 master weights, float32 accumulated gradients and AdamW beside a model in its compute type."""
+    execution: Execution
+    lockstep = False  # whether a forward or backward of one process waits for those of the others
 
     def __init__(self, model: Any, compute_dtype: torch.dtype, spec: OptimizerSpec, processes: Processes):
-        self.model, self.spec, self.processes = model, spec, processes
+        self.model, self.compute_dtype, self.spec, self.processes = model, compute_dtype, spec, processes
         self.rank, self.world = processes.rank, processes.world
-        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.masters = [p.detach().float() for p in self.parameters]
-        self.shared = compute_dtype == torch.float32
-        if self.shared:
-            self.masters = self.parameters
-        else:
-            cast_parameters(model, compute_dtype)  # gives parameters new storage; the masters keep the old
-            for master, parameter in zip(self.masters, self.parameters, strict=True):
-                parameter.register_post_accumulate_grad_hook(_accumulate_into(master))
-        decays = [m for m in self.masters if m.ndim >= 2]
-        plain = [m for m in self.masters if m.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decays, "weight_decay": spec.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=spec.learning_rate,
-            betas=spec.betas,
-            eps=spec.eps,
-            fused=True,
-        )
+        # Of all weights in compute type, before any is sharded.
+        self.weight_bytes = sum(p.numel() for p in model.parameters()) * compute_dtype.itemsize
         self.skipped = 0  # updates left out because something was not finite
+        self.updates = 0  # Adam's count of steps
         self.poisoned = False  # a micro-batch of the coming update had no finite loss
+
+    # ---- an update -------------------------------------------------------------------------------------
+
+    def micro_batches(self, packs: Sequence[Pack]) -> Iterator[Pack]:
+        """The packs. In lockstep every process gets equally many, at least one: those with fewer get idle ones."""
+        missing = max(1, *self.gather(len(packs))) - len(packs) if self.lockstep else 0
+        yield from packs
+        yield from (idle_pack() for _ in range(missing))
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of a micro-batch; its loss is already divided by the global denominator."""
         if torch.isfinite(loss):
-            loss.backward()
-        elif self.spec.on_nonfinite == "stop":
+            self._differentiate(loss)
+            return
+        if self.spec.on_nonfinite == "stop":
             raise NonFinite(f"the loss of a micro-batch is {loss.item()}; optimizer.on_nonfinite: skip goes on")
-        else:
-            self.poisoned = True
+        self.poisoned = True
+        if self.lockstep:  # the others wait for this backward; that it is no number makes all of them skip the update
+            self._differentiate(loss * math.nan)
 
-    @torch.no_grad()
+    @abstractmethod
     def step(self, learning_rate: float) -> tuple[float, bool]:
-        """Sums gradients over processes, clips, updates. Returns (gradient norm before clipping, updated)."""
-        gradients = []
-        for master in self.masters:
-            if master.grad is None:  # nothing informative in this mini-batch: momentum still moves
-                master.grad = torch.zeros_like(master)
-            gradients.append(master.grad)
-        if self.world > 1:
-            _all_reduce(gradients)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        poisoned = self.processes.sum({"poisoned": float(self.poisoned)})["poisoned"] > 0
-        finite = bool(torch.isfinite(norm)) and not poisoned
-        if finite:
-            torch._foreach_mul_(gradients, min(1.0, self.spec.clip / (float(norm) + 1e-6)))
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-            self.optimizer.step()
-            if not self.shared:
-                for parameter, master in zip(self.parameters, self.masters, strict=True):
-                    parameter.copy_(master)
-        elif self.spec.on_nonfinite == "stop":
-            bad = [n for n, g in zip(self.names, gradients, strict=True) if not torch.isfinite(g).all()]
-            raise NonFinite(f"the gradient of {bad[0] if bad else 'all parameters together'} is not finite")
-        else:
-            self.skipped += 1
-            self.poisoned = False
-        for master in self.masters:
-            master.grad = None
-        return float(norm), finite
+        """Clips and updates, or leaves the update out where something is not finite.
+
+        Returns (gradient norm before clipping, NaN if it was left out; whether it was made).
+        """
+
+    @abstractmethod
+    def _differentiate(self, loss: Tensor) -> None: ...
+
+    def _skip(self, reason: str) -> None:
+        if self.spec.on_nonfinite == "stop":
+            raise NonFinite(f"{reason} is not finite")
+        self.skipped += 1
+
+    # ---- over processes --------------------------------------------------------------------------------
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
         return self.processes.sum(values)
@@ -177,10 +92,36 @@ class Replicated:
     def gather(self, value: Any) -> list[Any]:
         return self.processes.gather(value)
 
-    def named_weights(self) -> Iterable[tuple[str, Tensor]]:
-        """(Hugging Face name, tensor in compute type) of every weight."""
-        yield from ((name, p.detach()) for name, p in zip(self.names, self.parameters, strict=True))
+    # ---- weights ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _weights(self, trained: bool) -> Named:
+        """Parameters, or the trained ones among them, whole and in compute type."""
+
+    def named_weights(self) -> Named:
+        """(name in the model, whole tensor in compute type) of every weight, one at a time; adapters merged.
+
+        Every process takes all of them: each may be gathered from all. For their names in files, see `names.py`.
+        """
+        yield from merged(self.model, self._weights(trained=False))
         yield from self.buffers.items()
+
+    def trained_weights(self) -> Named:
+        """What training changes: with adapters these, by their own names, and nothing else."""
+        yield from self._weights(trained=True)
+        yield from self.buffers.items()
+
+    @abstractmethod
+    def sampler_model(self) -> Any:
+        """The whole model in compute type, for sampling: never run through shards, token by token."""
+
+    @abstractmethod
+    def sampler_weights(self) -> Named:
+        """What `sampler_model` lacks since the last update; nothing where it shares the trained tensors."""
+
+    @abstractmethod
+    def frozen_copy(self) -> tuple[Any, Execution]:
+        """Another model with the present weights, for a reference, as spread out as this one."""
 
     @property
     def buffers(self) -> dict[str, Tensor]:
@@ -188,24 +129,48 @@ class Replicated:
         parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in parameters}
 
-    def state(self) -> dict[str, Any]:
-        return {
-            "masters": {n: m.detach() for n, m in zip(self.names, self.masters, strict=True)},
-            "buffers": self.buffers,
-            "optimizer": self.optimizer.state_dict(),
-            "skipped": self.skipped,
-        }
+    # ---- checkpoints: the same whichever backend wrote them ----------------------------------------------
 
-    @torch.no_grad()
-    def load_state(self, state: dict[str, Any]) -> None:
-        for name, master, parameter in zip(self.names, self.masters, self.parameters, strict=True):
-            master.copy_(state["masters"][name])
-            if not self.shared:
-                parameter.copy_(master)
-        for name, buffer in self.buffers.items():
-            buffer.copy_(state["buffers"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.skipped = state["skipped"]
+    def state(self) -> dict[str, Any]:
+        return {"adam_steps": self.updates, "skipped": self.skipped}
+
+    def tensors(self) -> Named:
+        """Whole float32 masters, Adam moments and buffers by parameter name, one at a time, for `load`."""
+        yield from self._master_tensors()
+        yield from ((f"buffer/{name}", tensor) for name, tensor in self.buffers.items())
+
+    def load(self, state: Mapping[str, Any], read: Read) -> None:
+        """Takes up what `state` and `tensors` gave, whatever backend and number of processes they came from."""
+        self.updates, self.skipped = state["adam_steps"], state["skipped"]
+        self._load_masters(read)
+        with torch.no_grad():
+            for name, buffer in self.buffers.items():
+                buffer.copy_(shards.part(buffer, read(f"buffer/{name}")))
+
+    @abstractmethod
+    def _master_tensors(self) -> Named:
+        """("master/NAME", ...), ("exp_avg/NAME", ...), ("exp_avg_sq/NAME", ...) of every trained parameter."""
+
+    @abstractmethod
+    def _load_masters(self, read: Read) -> None: ...
+
+
+def trained_names(model: Any) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def adamw(masters: Sequence[Tensor], spec: OptimizerSpec) -> torch.optim.AdamW:
+    """Weight decay on matrices only, as everywhere in the field; norms and biases have none."""
+    return torch.optim.AdamW(
+        [
+            {"params": [m for m in masters if m.ndim >= 2], "weight_decay": spec.weight_decay},
+            {"params": [m for m in masters if m.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=spec.learning_rate,
+        betas=spec.betas,
+        eps=spec.eps,
+        fused=True,
+    )
 
 
 def learning_rate(spec: OptimizerSpec, update: int, total: int) -> float:
@@ -219,30 +184,28 @@ def learning_rate(spec: OptimizerSpec, update: int, total: int) -> float:
     return spec.learning_rate * (spec.final_ratio + (1 - spec.final_ratio) * share)
 
 
-def _accumulate_into(master: Tensor) -> Any:
-    """A hook that adds a low-precision gradient to the master's float32 one and frees it."""
-
-    def hook(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        if master.grad is None:
-            master.grad = parameter.grad.float()
-        else:
-            master.grad += parameter.grad
-        parameter.grad = None
-
-    return hook
+def whole_copy(model: Any, compute_dtype: torch.dtype, device: torch.device) -> Any:
+    """An untrained copy in compute type: of a model that is about to be sharded, for the sampler."""
+    made = copy.deepcopy(model).requires_grad_(False).eval()
+    cast_parameters(made, compute_dtype)
+    return made.to(device)
 
 
-def _all_reduce(tensors: list[Tensor], bucket_elements: int = 25_000_000) -> None:
-    """Sums tensors over processes in place, through flat buckets."""
-    bucket: list[Tensor] = []
-    size = 0
-    for i, tensor in enumerate(tensors):
-        bucket.append(tensor)
-        size += tensor.numel()
-        if size >= bucket_elements or i == len(tensors) - 1:
-            flat = torch.cat([t.reshape(-1) for t in bucket])
-            dist.all_reduce(flat)
-            for t, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
-                t.copy_(part.view_as(t))
-            bucket, size = [], 0
+def load_backend(
+    model: Any, compute_dtype: torch.dtype, spec: OptimizerSpec, processes: Processes, *, samples: bool
+) -> Backend:
+    """The backend that the accelerate configuration names. samples: whether `sampler_model` will be asked for."""
+    sharding = processes.sharding
+    if sharding.kind == "none":
+        from rl.policy.replicated import Replicated
+
+        return Replicated(model.to(processes.device), compute_dtype, spec, processes)
+    if sharding.kind == "fsdp2":
+        from rl.policy.fsdp import FullyShardedBackend
+
+        return FullyShardedBackend(model, compute_dtype, spec, processes, samples=samples)
+    try:
+        from rl.policy.zero import DeepSpeedBackend
+    except ImportError as error:
+        raise LaunchError(f"{sharding} needs DeepSpeed: pip install 'r1forge[deepspeed]' ({error})") from error
+    return DeepSpeedBackend(model, compute_dtype, spec, processes, samples=samples)

@@ -82,10 +82,16 @@ def explained(field: str, source: str) -> Iterator[None]:
 
 def cast_parameters(model: Any, dtype: torch.dtype) -> None:
     """Casts parameters in place; buffers (rotary frequencies) and what the model keeps in fp32 stay."""
-    kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    kept = set(kept_in_float32(model))
     for name, parameter in model.named_parameters():
-        if not any(part in name.split(".") for part in kept):
+        if name not in kept:
             parameter.data = parameter.data.to(dtype)
+
+
+def kept_in_float32(model: Any) -> list[str]:
+    """Parameters that the model's class wants in float32 whatever its compute type."""
+    kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    return [name for name, _ in model.named_parameters() if kept & set(name.split("."))]
 
 
 def model_config(spec: ModelSpec, tokenizer: Any, field: str = "model") -> Any:

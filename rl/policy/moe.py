@@ -6,6 +6,8 @@ and processes: sums over a pack, divided by what the whole batch has.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -58,9 +60,20 @@ class ExpertTraining:
         """What the decoder's forward is asked for, besides its states."""
         return {"mtp": True, "mtp_apart": self.spec.mtp_apart} if self.spec.mtp_loss else {}
 
+    @contextmanager
+    def counting(self, counts: bool) -> Iterator[None]:
+        """Within it, tokens count in the experts' loads or (those of an idle pack) do not."""
+        decoder = self.model.base_model
+        kept = None if counts else (decoder.load_LE.clone(), decoder.entropy_L.clone())
+        yield
+        if kept is not None:
+            decoder.load_LE.copy_(kept[0])
+            decoder.entropy_L.copy_(kept[1])
+
     def auxiliary(self, out: Any, batch: Pack, head: Head) -> Auxiliary:
         """From the decoder's output of a training forward of this pack."""
-        balance = out.balance_loss * len(batch.segments)
+        # An idle pack has no documents; its one segment is multiplied by 0.
+        balance = out.balance_loss * (len(batch.segments) if batch.documents else 0)
         if not self.spec.mtp_loss:
             return Auxiliary(balance, balance.new_zeros(()))
         if self.spec.mtp_apart:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -102,6 +102,11 @@ def pack(
         else:
             bins.append((size, [members]))
     return [_build(documents, content) for _, content in bins]
+
+
+def idle_pack() -> Pack:
+    """One token that predicts nothing: a forward and a backward that change no sum."""
+    return replace(_build([Document([0], [])], [[0]]), documents=[])
 
 
 def _split_group(documents: Sequence[Document], members: list[int], budget: int) -> list[tuple[int, list[int]]]:

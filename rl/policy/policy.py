@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rl.policy.attention import packed_attention
+from rl.policy.execution import Execution, whole_on
 from rl.policy.load import SUPPORTED_TYPES
 from rl.policy.logprobs import Head, token_logprobs
 from rl.policy.moe import Auxiliary, ExpertTraining, replayed
@@ -29,37 +31,56 @@ class Policy:
         temperature: float = 1.0,
         logits_chunk: int = 1024,
         experts: ExpertTraining | None = None,
+        execution: Execution | None = None,
     ):
         self.model = model
+        self.execution = execution or whole_on(model)
         self.experts = experts  # where the model is a mixture of experts of ours that is trained
         self.temperature = temperature
         self.logits_chunk = logits_chunk
         self.packed = model.config.model_type in SUPPORTED_TYPES
         self.checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
-        self.head = head_of(model)
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.execution.device
+
+    @property
+    def head(self) -> Head:
+        """Of whole tensors, which a sharded model has only within `run`."""
+        return head_of(self.model)
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """function(*arguments), within a forward of the whole model: see `Execution`."""
+        return self.execution.run(function, *arguments)
 
     def logprobs(self, batch: Pack) -> tuple[Tensor, Tensor]:
         """(log-probability, entropy) of the pack's targets, both [P] float32, in nats."""
-        return self._score(batch, self.states(batch))
+        logp, entropy = self.run(self._logprobs, batch)
+        return logp, entropy
 
     def training_logprobs(self, batch: Pack) -> tuple[Tensor, Tensor, Auxiliary | None]:
         """`logprobs`, and what a mixture of experts adds to the loss."""
+        logp, entropy, auxiliary = self.run(self._training_logprobs, batch)
+        return logp, entropy, auxiliary
+
+    def _logprobs(self, batch: Pack) -> tuple[Tensor, Tensor]:
+        return self._score(batch, self.states(batch))
+
+    def _training_logprobs(self, batch: Pack) -> tuple[Tensor, Tensor, Auxiliary | None]:
         hidden, auxiliary = self.training_states(batch)
         return *self._score(batch, hidden), auxiliary
 
     def states(self, batch: Pack) -> Tensor:
-        """Hidden states [P, C] from which the head predicts the pack's targets."""
+        """Hidden states [P, C] from which the head predicts the pack's targets; call it within `run`."""
         return self._predictors(batch, self._decode(batch))
 
     def training_states(self, batch: Pack) -> tuple[Tensor, Auxiliary | None]:
-        """`states`, and what a mixture of experts adds to the loss."""
+        """`states`, and what a mixture of experts adds to the loss; call it within `run`."""
         if self.experts is None:
             return self.states(batch), None
-        out = self._decode(batch, training=True, **self.experts.inputs())
+        with self.experts.counting(bool(batch.documents)):
+            out = self._decode(batch, training=True, **self.experts.inputs())
         return self._predictors(batch, out), self.experts.auxiliary(out, batch, self.head)
 
     def _decode(self, batch: Pack, training: bool = False, **asked: Any) -> Any:
@@ -114,7 +135,7 @@ class Policy:
         document a forward, with a warning; if even that differs, raises. Returns the largest difference in
         nats.
         """
-        tolerance = tolerance or (5e-4 if self.model.dtype == torch.float32 else 0.25)
+        tolerance = tolerance or (5e-4 if self.execution.dtype == torch.float32 else 0.25)
         generator = torch.Generator().manual_seed(0)
         vocabulary = self.model.config.get_text_config().vocab_size
         draw = lambda n: torch.randint(vocabulary, (n,), generator=generator).tolist()  # noqa: E731
@@ -150,7 +171,7 @@ class Policy:
 
     def _plain_logprobs(self, document: Document) -> Tensor:
         ids = torch.tensor([[*document.prompt_ids, *document.completion_ids]], device=self.device)
-        logits = self.model(input_ids=ids, use_cache=False).logits[0].float() / self.temperature
+        logits = self.run(lambda: self.model(input_ids=ids, use_cache=False).logits)[0].float() / self.temperature
         start = len(document.prompt_ids)
         logp = logits[start - 1 : -1].log_softmax(-1)
         return logp.gather(-1, ids[0, start:, None])[:, 0].cpu()

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rl.policy import shards
+from rl.policy.backend import Backend
 from rl.policy.packing import Pack
 from rl.policy.policy import Policy
 from rl.recipe import ReferenceSpec
 
 
 class Reference:
-    """A frozen copy of the policy in its compute type.
+    """A frozen copy of the policy in its compute type, spread over the processes as the policy is.
 
     `updated` is called after each optimizer update and moves it as the recipe says: R1 replaces it by the
     policy every 400 updates; an EMA is kept in float32.
     """
 
-    def __init__(self, policy: Policy, spec: ReferenceSpec):
-        self.spec = spec
-        self.source = policy
+    def __init__(self, policy: Policy, backend: Backend, spec: ReferenceSpec):
+        self.spec, self.backend = spec, backend
+        model, execution = backend.frozen_copy()
         self.policy = Policy(
-            copy.deepcopy(policy.model).requires_grad_(False).eval(),
-            temperature=policy.temperature,
-            logits_chunk=policy.logits_chunk,
+            model, temperature=policy.temperature, logits_chunk=policy.logits_chunk, execution=execution
         )
         self.policy.packed = policy.packed
-        self.average = self._floats() if spec.ema is not None else None
+        self.parameters: dict[str, Any] = dict(model.named_parameters())
+        self.buffers: dict[str, Tensor] = dict(model.named_buffers())
+        self.average: dict[str, Tensor] = {}  # this process's part of it
+        if spec.ema is not None:
+            self.average = {name: shards.local(p).float().clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()
     def logprobs(self, batch: Pack) -> Tensor:
@@ -37,46 +41,44 @@ class Reference:
 
     @torch.no_grad()
     def updated(self, updates_done: int) -> None:
-        if self.spec.replace_every and updates_done % self.spec.replace_every == 0:
-            for mine, theirs in self._pairs():
-                mine.copy_(theirs)
-        elif self.average is not None and self.spec.ema is not None:
-            for average, (mine, theirs) in zip(self.average, self._pairs(), strict=True):
-                average.lerp_(theirs.float(), 1 - self.spec.ema)
-                mine.copy_(average)
-        else:
+        replaced = bool(self.spec.replace_every) and updates_done % (self.spec.replace_every or 1) == 0
+        if not replaced and self.spec.ema is None:
             return
-        for mine, theirs in self._buffers():
-            mine.copy_(theirs)
+        for name, whole in self.backend.named_weights():
+            if name not in self.parameters:
+                continue
+            parameter = self.parameters[name]
+            mine, theirs = shards.local(parameter), shards.part(parameter, whole)
+            if self.spec.ema is not None:
+                mine.copy_(self.average[name].lerp_(theirs.float(), 1 - self.spec.ema))
+            else:
+                mine.copy_(theirs)
+        for name, buffer in self.backend.model.named_buffers():
+            self.buffers[name].copy_(buffer)
 
     @property
     def moves(self) -> bool:
         return self.spec.replace_every is not None or self.spec.ema is not None
 
-    def state(self) -> dict[str, Any]:
-        """Only what cannot be had again from the recipe's model."""
-        tensors = self.average if self.average is not None else [p for p, _ in self._pairs()]
-        return {
-            "reference": [t.clone() for t in tensors],
-            "reference_buffers": [mine.clone() for mine, _ in self._buffers()],
-        }
+    @torch.no_grad()
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Only what cannot be had again from the recipe's model; by name, whole, one at a time."""
+        if not self.moves:
+            return
+        for name, parameter in self.parameters.items():
+            held = self.average[name] if self.average else shards.local(parameter)
+            yield f"reference/{name}", shards.whole(parameter, held)
+        for name, buffer in self.buffers.items():
+            yield f"reference_buffer/{name}", buffer
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Any]) -> None:
-        for i, (mine, _) in enumerate(self._pairs()):
-            saved = state["reference"][i]
-            mine.copy_(saved)
-            if self.average is not None:
-                self.average[i].copy_(saved)
-        for (mine, _), saved in zip(self._buffers(), state["reference_buffers"], strict=True):
-            mine.copy_(saved)
-
-    def _floats(self) -> list[Tensor]:
-        return [p.detach().float().clone() for p in self.source.model.parameters()]
-
-    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(self.policy.model.parameters(), self.source.model.parameters(), strict=True))
-
-    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
-        """What no gradient moves, the balancing biases of experts among them."""
-        return list(zip(self.policy.model.buffers(), self.source.model.buffers(), strict=True))
+    def load(self, read: Callable[[str], Any]) -> None:
+        if not self.moves:
+            return
+        for name, parameter in self.parameters.items():
+            saved = shards.part(parameter, read(f"reference/{name}"))
+            shards.local(parameter).copy_(saved)
+            if self.average:
+                self.average[name].copy_(saved)
+        for name, buffer in self.buffers.items():
+            buffer.copy_(shards.part(buffer, read(f"reference_buffer/{name}")))

@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rl.policy.backend import Processes
+from rl.policy.backend import Backend
+from rl.policy.export import export_model
 from rl.policy.load import is_local
 from rl.policy.policy import Policy
 from rl.recipe import GRPORecipe
@@ -17,7 +18,7 @@ from rl.recipe_io import RecipeError
 from rl.recipe_workers import WorkersSpec
 from rl.rollout.local import LocalSampler
 from rl.rollout.probe import probe_tokens
-from rl.rollout.sync import Source, Sync, probe_logprobs
+from rl.rollout.sync import Sync, probe_logprobs
 from rl.rollout.workers.client import WorkerClient
 from rl.rollout.workers.command import read_secret
 from rl.rollout.workers.fleet import Fleet, Probe, Settings, Worker
@@ -25,7 +26,6 @@ from rl.rollout.workers.launch import WorkerProcess, write_secret
 from rl.rollout.workers.receiving import shared_folder
 from rl.rollout.workers.sampler import WorkerSampler
 from rl.rollout.workers.transfer import Spool
-from rl.run.checkpoint import write_folder
 from rl.run.folder import Run
 
 Sampling = GRPORecipe | GKDRecipe
@@ -34,9 +34,8 @@ Sampling = GRPORecipe | GKDRecipe
 def make_sampler(
     recipe: Sampling,
     policy: Policy,
-    source: Source,
+    backend: Backend,
     tokenizer: Any,
-    processes: Processes,
     run: Run,
     *,
     record_routing: bool = False,
@@ -51,7 +50,7 @@ def make_sampler(
     sampler: Any
     if rollout.mode == "inprocess":
         sampler = LocalSampler(
-            policy.model,
+            backend.sampler_model(),
             tokenizer,
             max_slots=rollout.max_slots,
             slots=policy.packed,
@@ -59,19 +58,19 @@ def make_sampler(
             record_routing=record_routing,
         )
     elif rollout.mode == "colocate":
-        sampler = _colocated(recipe, policy, tokenizer, processes, run)
+        sampler = _colocated(recipe, backend, tokenizer, run)
     else:
-        sampler = _served(recipe, policy, tokenizer, processes, run, Probe(probe, tolerance), record_routing)
+        sampler = _served(recipe, policy, backend, tokenizer, run, Probe(probe, tolerance), record_routing)
     sampler.progress = lambda done, all_: run.progress.update(f"{done}/{all_} completions")
-    return Sync(sampler, source, policy, probe, tolerance, as_in_files=rollout.engine == "vllm")
+    return Sync(sampler, backend, policy, probe, tolerance, as_in_files=rollout.engine == "vllm")
 
 
-def _colocated(recipe: Sampling, policy: Policy, tokenizer: Any, processes: Processes, run: Run) -> Any:
+def _colocated(recipe: Sampling, backend: Backend, tokenizer: Any, run: Run) -> Any:
     from rl.rollout.vllm_engine import VLLMEngine
     from rl.rollout.vllm_sampler import VLLMSampler
 
     options = _options(recipe, record_routing=False)
-    _starting_model(recipe, policy, tokenizer, processes, run)
+    _starting_model(recipe, backend, tokenizer, run)
     own = {name: options.pop(name) for name in ("dtype", "max_model_len", "max_slots", "seed") if name in options}
     engine = VLLMEngine(str(_model_folder(recipe, run)), **own, sleeping=True, extra=options)
     return VLLMSampler(engine)
@@ -81,29 +80,29 @@ def _colocated(recipe: Sampling, policy: Policy, tokenizer: Any, processes: Proc
 
 
 def _served(
-    recipe: Sampling, policy: Policy, tokenizer: Any, processes: Processes, run: Run, probe: Probe, routing: bool
+    recipe: Sampling, policy: Policy, backend: Backend, tokenizer: Any, run: Run, probe: Probe, routing: bool
 ) -> WorkerSampler:
     spec = recipe.rollout.workers
     assert spec is not None
     fleet, secret, error = None, "", None
     if spec.count:
-        _starting_model(recipe, policy, tokenizer, processes, run)
-    if processes.rank == 0:
+        _starting_model(recipe, backend, tokenizer, run)
+    if backend.rank == 0:
         try:
             secret = _secret(spec, run)
-            fleet = _fleet(recipe, spec, policy, run, secret, probe, routing)
+            fleet = _fleet(recipe, spec, backend, run, secret, probe, routing)
             fleet.start()
         except (RuntimeError, ValueError, OSError) as reason:
             error = str(reason)
     urls = [worker.client.url for worker in fleet.workers] if fleet else []
-    urls, secret, error = processes.gather((urls, secret, error))[0]
+    urls, secret, error = backend.gather((urls, secret, error))[0]
     if error is not None:
         raise RecipeError(f"rollout.workers: {error}")
     return WorkerSampler(
         [WorkerClient(url, secret, spec.deadline_s) for url in urls],
         fleet,
         probe=lambda: probe_logprobs(policy, probe.tokens),
-        share=processes.gather,
+        share=backend.gather,
         in_flight=spec.in_flight,
         wait_s=spec.start_timeout_s,
     )
@@ -112,14 +111,13 @@ def _served(
 def _fleet(
     recipe: Sampling,
     spec: WorkersSpec,
-    policy: Policy,
+    backend: Backend,
     run: Run,
     secret: str,
     probe: Probe,
     routing: bool,
 ) -> Fleet:
-    bytes_ = sum(p.numel() * p.element_size() for p in policy.model.parameters())
-    spool = Spool(spool_folder(spec.folder, run.folder, bytes_), spec.bucket_mb << 20)
+    spool = Spool(spool_folder(spec.folder, run.folder, backend.weight_bytes), spec.bucket_mb << 20)
     if spec.urls:
         workers = [Worker(WorkerClient(url, secret, spec.deadline_s)) for url in spec.urls]
     else:
@@ -182,17 +180,11 @@ def _model_folder(recipe: Sampling, run: Run) -> Path:
     return Path(str(spec.path)).expanduser().resolve() if plain else run.folder / "workers" / "model"
 
 
-def _starting_model(recipe: Sampling, policy: Policy, tokenizer: Any, processes: Processes, run: Run) -> None:
+def _starting_model(recipe: Sampling, backend: Backend, tokenizer: Any, run: Run) -> None:
     """Writes that folder, where it has to be."""
     target = _model_folder(recipe, run)
-
-    def fill(path: Path) -> None:
-        policy.model.save_pretrained(path)
-        tokenizer.save_pretrained(path)
-
-    if processes.rank == 0 and target.is_relative_to(run.folder / "workers"):
-        write_folder(target, fill)
-    processes.barrier()
+    if target.is_relative_to(run.folder / "workers"):
+        export_model(target, backend, tokenizer, adapters=recipe.model.lora is not None)
 
 
 def spool_folder(given: str | None, output: Path, bytes_: int) -> Path:

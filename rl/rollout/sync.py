@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rl.policy.backend import Backend
 from rl.policy.names import checkpoint_weights
 from rl.policy.packing import Document
 from rl.policy.policy import Policy
@@ -19,18 +20,12 @@ from rl.rollout.speculative import Acceptance
 from rl.rollout.workers.sampler import WorkerSampler
 
 
-class Source(Protocol):
-    """What a backend offers here."""
-
-    def named_weights(self) -> Iterable[tuple[str, Tensor]]: ...
-
-
 class Sync:
     """Keeps a sampler (a LocalSampler, VLLMSampler or WorkerSampler) at the trainer's version. Every process of the
     trainer calls it at the same places."""
 
     def __init__(
-        self, sampler: Any, source: Source, policy: Policy, probe: list[int], tolerance: float, *, as_in_files: bool
+        self, sampler: Any, source: Backend, policy: Policy, probe: list[int], tolerance: float, *, as_in_files: bool
     ):
         """as_in_files: whether the engine knows weights by the names that they have in files, or by the model's own."""
         self.sampler, self.source, self.policy, self.as_in_files = sampler, source, policy, as_in_files
@@ -40,7 +35,7 @@ class Sync:
         """Returns metrics of the update."""
         sampler = self.sampler
         if isinstance(sampler, LocalSampler):
-            sampler.update_weights((), version)  # it shares the trainer's tensors
+            sampler.update_weights(self.source.sampler_weights(), version)
             return {}
         if isinstance(sampler, WorkerSampler):
             sampler.update_weights(self.weights(), version)

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rl.run.tensors import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
@@ -40,7 +45,7 @@ def write_file(target: Path, write: Callable[[Path], object]) -> None:
 
 
 class Checkpoints:
-    """Folders `step_00000050/` under `folder`, each a single torch file of plain tensors and numbers."""
+    """Folders `step_00000050/` under `folder`: plain numbers in `state.pt`, and tensors by name beside it."""
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
@@ -48,23 +53,27 @@ class Checkpoints:
     def steps(self) -> list[int]:
         return sorted(int(p.name.removeprefix("step_")) for p in self.folder.glob("step_*") if p.is_dir())
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> None:
         import torch
 
-        write_folder(self.folder / f"step_{step:08d}", lambda path: torch.save(state, path / "state.pt"))
+        def fill(path: Path) -> None:
+            torch.save(state, path / "state.pt")
+            write_tensors(path / "tensors", tensors)
+
+        write_folder(self.folder / f"step_{step:08d}", fill)
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.folder / f"step_{old:08d}")
 
-    def load_latest(self) -> dict[str, Any] | None:
-        """The newest complete checkpoint, or None."""
+    def load_latest(self) -> tuple[dict[str, Any], Callable[[str], Any]] | None:
+        """The newest complete checkpoint, or None: its numbers, and a reader of its tensors."""
         import torch
 
         steps = self.steps()
         if not steps:
             return None
-        path = self.folder / f"step_{steps[-1]:08d}" / "state.pt"
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
+        folder = self.folder / f"step_{steps[-1]:08d}"
+        state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        return state, read_tensors(folder / "tensors")
 
 
 def _flush(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rl.recipe import LogSpec
 from rl.recipe_io import RecipeError, dump
-from rl.run.checkpoint import Checkpoints, write_file, write_folder
+from rl.run.checkpoint import Checkpoints, write_file
 from rl.run.metrics import Metrics
 from rl.run.progress import Progress
 
@@ -86,17 +86,6 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         table = pa.Table.from_pylist(list(rows))
         write_file(path, lambda p: pq.write_table(table, p, compression="zstd"))
-
-    def write_model(self, model: Any, tokenizer: Any) -> Path:
-        """The model as an ordinary Hugging Face folder."""
-        target = self.folder / "model"
-
-        def fill(path: Path) -> None:
-            model.save_pretrained(path)
-            tokenizer.save_pretrained(path)
-
-        write_folder(target, fill)
-        return target
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writing the summary marks the run as complete."""
