@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,7 +131,6 @@ class LocalSampler:
         """Gives the slots' memory back (before training on the same device)."""
         self._slots, self._step = None, None
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -139,6 +138,21 @@ class LocalSampler:
         *,
         streams: Sequence[int] | None = None,
     ) -> list[list[Sample]]:
+        complete = dict(group for groups in self.stream(prompts, params, streams=streams) for group in groups)
+        return [complete[i] for i in range(len(prompts))]
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        streams: Sequence[int] | None = None,
+    ) -> Generator[list[tuple[int, list[Sample]]], None, None]:
+        """`generate` bit by bit: after each token, the places of the prompts that are complete by it, and their samples.
+
+        Until it ends, the model's weights must stay as they are and nothing else may run it.
+        """
         if any(len(p) == 0 for p in prompts):
             raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not len(p))} is empty")
         if streams is not None and len(streams) != len(prompts):
@@ -148,16 +162,22 @@ class LocalSampler:
         stops = frozenset({*self.stop_ids, *params.stop_token_ids})
         with evaluating(self.model):
             if not self.supported:
-                return generate_with_transformers(
+                samples = generate_with_transformers(
                     self.model, prompts, params, keys, stops, self.version, self.max_slots
                 )
+                yield list(enumerate(samples))
+                return
             rows = min(self.max_slots, len(prompts) * params.n) * (self.draft_tokens + 1)
-            with packed_attention(self.model), prepacked(self.model, rows):
-                return self._generate(prompts, params, keys, stops)
+            try:
+                with packed_attention(self.model), prepacked(self.model, rows):
+                    yield from self._stream(prompts, params, keys, stops)
+            finally:
+                if self.model.device.type == "cpu":  # nothing is captured there that is worth the memory in training
+                    self.release()
 
-    def _generate(
+    def _stream(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, keys: list[int], stops: frozenset[int]
-    ) -> list[list[Sample]]:
+    ) -> Generator[list[tuple[int, list[Sample]]], None, None]:
         total = len(prompts) * params.n
         done: list[list[Sample | None]] = [[None] * params.n for _ in prompts]
         capacity = max((len(p) for p in prompts), default=0) + params.max_tokens + self.draft_tokens
@@ -169,6 +189,7 @@ class LocalSampler:
         ready: deque[_Prompt] = deque()
         running: list[_Running] = []
         finished = 0
+        complete: list[int] = []  # prompts whose last sample ended in this step
 
         def settle(rows: list[_Running], tokens: list[list[int]], logps: list[list[float]]) -> list[_Running]:
             """Appends the drawn tokens, up to one that ends its sequence; returns the sequences that ended."""
@@ -181,6 +202,8 @@ class LocalSampler:
                     if token in stops or len(row.token_ids) == params.max_tokens:
                         done[row.prompt][row.sample] = self._sample(row, len(prompts[row.prompt]), token in stops)
                         ended.append(row)
+                        if None not in done[row.prompt]:
+                            complete.append(row.prompt)
                         break
             finished += len(ended)
             if ended and self.progress:
@@ -216,9 +239,8 @@ class LocalSampler:
                 else:
                     drawn = self._advance(step, running, params, stops)
                 self._retire(running, settle(running, *drawn), slots)
-        if step.device.type == "cpu":  # nothing is captured there that would be worth the memory while training
-            self.release()
-        return done  # type: ignore[return-value]
+            yield [(i, done[i]) for i in complete]  # type: ignore[misc]
+            complete.clear()
 
     def _buffers(self, count: int, capacity: int) -> tuple[Slots, DecodeStep]:
         if self._slots is None or self._slots.count < count or self._slots.capacity < capacity:
