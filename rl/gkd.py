@@ -74,7 +74,7 @@ class GKD(SamplingTraining):
             documents, lengths = self.sampled(index) if on_policy else (self.given(index), {})
         with timer("train"), self.folder.progress.phase(f"step {index}: training"):
             metrics = self.update(documents)
-        self.sampler.update_weights((), self.updates)  # the sampler shares the trainer's tensors
+        self.send_weights()
         return {
             **metrics,
             **lengths,

@@ -77,12 +77,34 @@ class SamplingSpec(Strict):
     stop_token_ids: tuple[int, ...] = Field((), description="besides the model's own EOS tokens")
 
 
+class MismatchSpec(Strict):
+    """Between the trainer's log-probabilities and the sampler's; what is beyond is warned of. None = never."""
+
+    k3: float | None = Field(0.01, gt=0, description="mean estimate of KL(sampler || trainer), nats per token")
+    max: float | None = Field(5.0, gt=0, description="largest difference of a token, nats")
+    beyond_10pct: float | None = Field(0.2, gt=0, le=1, description="share of tokens off by over 10 %")
+
+
 class RolloutSpec(SamplingSpec):
     engine: Literal["local"] = "local"
     max_slots: Positive = Field(64, description="sequences decoded at a time")
     draft_tokens: int = Field(0, ge=0, description="speculative decoding by the model's own prediction module")
     max_prompt_tokens: Positive = 1024
     over_long_prompts: Literal["drop", "error"] = "drop"
+
+
+class GRPORolloutSpec(RolloutSpec):
+    """Rollouts of a trainer that can learn from samples of older weights."""
+
+    ahead: int = Field(0, ge=0, description="steps sampled while others are trained; 0 = by the newest weights only")
+    in_flight: bool = Field(False, description="new weights enter running rollouts instead of waiting for their end")
+    warn_mismatch: MismatchSpec = MismatchSpec()
+
+    @model_validator(mode="after")
+    def _something_flies(self) -> GRPORolloutSpec:
+        if self.in_flight and not self.ahead:
+            raise ValueError("in_flight means nothing with ahead: 0, where no rollout runs when weights are sent")
+        return self
 
 
 class AdvantageSpec(Strict):
@@ -263,7 +285,7 @@ class GRPORecipe(TrainSpec):
     pipeline: Literal["grpo"]
     data: ProblemSpec
     rewards: list[RewardSpec] = Field(min_length=1)
-    rollout: RolloutSpec = RolloutSpec()
+    rollout: GRPORolloutSpec = GRPORolloutSpec()
     grpo: GRPOSpec = GRPOSpec()
     moe: RLMoESpec = RLMoESpec()
 

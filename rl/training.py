@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,10 +19,10 @@ from rl.policy.backend import Processes, Replicated
 from rl.policy.load import DTYPES, load_model, load_tokenizer
 from rl.policy.moe import ExpertTraining
 from rl.policy.policy import Policy
-from rl.prompts import Prompts, load_prompts, permuted, sampling_params
+from rl.prompts import Prompt, Prompts, load_prompts, permuted, sampling_params
 from rl.recipe import GRPORecipe, MoESpec, TrainSpec
 from rl.recipe_gkd import GKDRecipe
-from rl.rollout import LocalSampler
+from rl.rollout import LocalSampler, Sampler, Streaming
 from rl.rollout.sampling import stream_key
 from rl.run.folder import Run
 
@@ -164,7 +164,7 @@ class SamplingTraining(Training):
 
     recipe: GRPORecipe | GKDRecipe
     prompts: Prompts
-    sampler: LocalSampler
+    sampler: Sampler
 
     def load_prompts(self) -> Prompts:
         rollout = self.recipe.rollout
@@ -188,15 +188,48 @@ class SamplingTraining(Training):
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
-        self.sampler.update_weights((), self.updates)
+        self.send_weights()
 
-    def draw(self, index: int, wanted: Mapping[int, int], samples: int) -> list[Completion]:
-        """Completions for groups {group: position in the stream of prompts}, by random numbers of step `index`."""
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the sampler runs the very model that is trained."""
+        return getattr(self.sampler, "model", None) is self.policy.model
+
+    def send_weights(self) -> None:
+        """The sampler's weights become the trainer's; where it shares them, only their version changes."""
+        self.sampler.update_weights(() if self.shares_weights else self.backend.named_weights(), self.updates)
+
+    def prompt_at(self, position: int) -> Prompt:
+        """The prompt at a place of the endless stream."""
+        return self.prompts.items[permuted(position, len(self.prompts), self.recipe.seed)]
+
+    def draw(
+        self,
+        index: int,
+        wanted: Mapping[int, int],
+        samples: int,
+        arrived: Callable[[list[Completion]], None] | None = None,
+    ) -> list[Completion]:
+        """Completions for groups {group: position in the stream of prompts}, by random numbers of step `index`.
+
+        arrived: called during the sampling with the groups that have become complete; needs a sampler that streams.
+        """
         groups, positions = list(wanted), list(wanted.values())
-        prompts = [self.prompts.items[permuted(p, len(self.prompts), self.recipe.seed)] for p in positions]
+        prompts = [self.prompt_at(p) for p in positions]
         params = sampling_params(self.recipe.rollout, samples, stream_key(self.recipe.seed, index))
-        drawn = self.sampler.generate([p.ids for p in prompts], params, streams=positions)
-        return completions_of(prompts, groups, positions, drawn, self.tokenizer)
+        ids = [p.ids for p in prompts]
+        if arrived is None:
+            drawn = self.sampler.generate(ids, params, streams=positions)
+            return completions_of(prompts, groups, positions, drawn, self.tokenizer)
+        assert isinstance(self.sampler, Streaming)
+        found: dict[int, list[Completion]] = {}
+        for complete in self.sampler.stream(ids, params, streams=positions):
+            fresh = []
+            for i, drawn_i in complete:
+                found[i] = completions_of([prompts[i]], [groups[i]], [positions[i]], [drawn_i], self.tokenizer)
+                fresh += found[i]
+            arrived(fresh)
+        return [completion for i in range(len(prompts)) for completion in found[i]]
 
     def save_samples(self, index: int, batch: list[Completion]) -> None:
         rows = [row for part in self.backend.gather([c.record(index) for c in batch]) for row in part]

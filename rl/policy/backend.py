@@ -6,6 +6,7 @@ update. Sharded backends (FSDP2, DeepSpeed) are to offer the same few methods.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -38,6 +39,8 @@ class Backend(Protocol):
 
 class Processes:
     """The process group, as the launcher made it: rank, world size, device, and sums over processes."""
+
+    group: Any = None  # of these calls; None is the group of all
 
     def __init__(self) -> None:
         announced = int(os.environ.get("WORLD_SIZE", "1"))
@@ -80,7 +83,7 @@ class Processes:
             return dict(values)
         keys = sorted(values)
         total = torch.tensor([values[k] for k in keys], dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return dict(zip(keys, total.tolist(), strict=True))
 
     def gather(self, value: Any) -> list[Any]:
@@ -88,12 +91,21 @@ class Processes:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def barrier(self) -> None:
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
+
+    def apart(self) -> Processes:
+        """The same processes on the CPU, through a group of its own: for a second thread, whose calls must not meet
+        those of the first. Every process has to ask for it, in the same order."""
+        other = copy.copy(self)
+        if self.world > 1:
+            other.group = dist.new_group(backend="gloo")
+            other.device = torch.device("cpu")
+        return other
 
 
 class LaunchError(RuntimeError):

@@ -1,6 +1,6 @@
 """Samplers: prompts in, completions with token log-probabilities out."""
 
 from rl.rollout.local import LocalSampler
-from rl.rollout.types import Sample, Sampler, SamplingParams
+from rl.rollout.types import Sample, Sampler, SamplingParams, Streaming
 
-__all__ = ["LocalSampler", "Sample", "Sampler", "SamplingParams"]
+__all__ = ["LocalSampler", "Sample", "Sampler", "SamplingParams", "Streaming"]
