@@ -90,7 +90,7 @@ def ours(settings: dict[str, Any]) -> dict[str, Any]:
     grpo = GRPO(validate(recipe), Processes())
     clock = Clock()
     lengths: set[int] = set()
-    clock.wrap(grpo, "rollout", "rollout")
+    clock.wrap(grpo, "collect", "rollout")
     clock.wrap(grpo.sampler, "generate", "generate")
     if grpo.reference is not None:
         clock.wrap(grpo.reference, "logprobs", "reference")

@@ -42,12 +42,15 @@ class Reward:
     fn: called with keywords prompts, completions, completion_ids and columns (TRL's convention); returns, or
         is async and returns, one float or None per completion. A function without **kwargs only receives the
         parameters it names.
+    per_group: what it gives a completion depends on nothing outside the completions of the same prompt, so that it
+        may be called with some groups now and others later.
     """
 
     name: str
     fn: Callable[..., Any]
     weight: float = 1.0
     args: Mapping[str, Any] = field(default_factory=dict)
+    per_group: bool = False
 
     @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -101,9 +104,11 @@ def load_reward(spec: "str | Mapping[str, Any] | RewardSpec", *, base_dir: str |
         name, fn = _load_name(parsed.name or "")
     if not callable(fn) or inspect.isclass(fn):
         raise RewardError(f"reward {name!r} is not a function but {_kind(fn)}")
-    reward = Reward(name, fn, parsed.weight, dict(parsed.args))
+    ours = parsed.path is None and name in _BUILT_INS
+    per_group = ours if parsed.per_group is None else parsed.per_group
+    reward = Reward(name, fn, parsed.weight, dict(parsed.args), per_group)
     _check_signature(reward)
-    if parsed.path is None and name in _BUILT_INS:
+    if ours:
         _check_args(reward)
     return reward
 

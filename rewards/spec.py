@@ -9,7 +9,8 @@ class RewardSpec(BaseModel):
     """One entry of a recipe's `rewards:` list.
 
     Exactly one of `name` (a built-in or an entry point of group "r1forge.rewards") and `path`
-    ("file.py:function" or "package.module:function"). `args` are bound as keyword arguments.
+    ("file.py:function" or "package.module:function"). `args` are bound as keyword arguments. `per_group` says that it
+    looks at nothing outside a group; None = true of built-in ones.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -18,6 +19,7 @@ class RewardSpec(BaseModel):
     path: str | None = None
     weight: float = Field(default=1.0, allow_inf_nan=False)
     args: dict[str, Any] = Field(default_factory=dict)
+    per_group: bool | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -12,6 +12,7 @@ from data.spec import ProblemSpec
 from data.texts import load_texts
 from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
+from rl.check_ahead import check_ahead
 from rl.check_rollout import check_rollout, rollout_table
 from rl.check_tables import adapter_count, batch_table, config_of, memory_table
 from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, RolloutSpec, SFTRecipe, StagesRecipe, TrainSpec
@@ -53,7 +54,7 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
     if isinstance(recipe, GRPORecipe):
         columns = _check_data("data", recipe.data, made)
         check_rewards("rewards", recipe.rewards, columns)
-        warnings += _check_batches(recipe)
+        warnings += _check_batches(recipe) + check_ahead(recipe)
         warnings += check_rollout(recipe)
         warnings += check_positions("model", recipe.model, recipe.rollout, made)
     if isinstance(recipe, GKDRecipe):

@@ -69,6 +69,17 @@ class Completion:
         }
 
 
+@dataclass
+class Batch:
+    """What a step learns from, as it was sampled and scored: this process's share."""
+
+    completions: list[Completion]
+    cursor: int  # place in the stream of prompts where the next step begins
+    resampled: int = 0  # groups that dynamic sampling replaced
+    drafts: dict[str, float] = field(default_factory=dict)  # `Acceptance.sums` of speculative decoding
+    seconds: dict[str, float] = field(default_factory=dict)  # of `rollout`, and of `reward` in it
+
+
 def completions_of(
     prompts: Sequence[Prompt],
     groups: Sequence[int],

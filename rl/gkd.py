@@ -75,11 +75,11 @@ class GKD(SamplingTraining):
         timer, on_policy = Timer(), self.on_policy(index)
         with timer("rollout"), self.folder.progress.phase(f"step {index}: rollout"):
             documents, lengths = self.sampled(index) if on_policy else (self.given(index), {})
-        self.sync.make_room()
+        self.link.make_room()
         with timer("train"), self.folder.progress.phase(f"step {index}: training"):
             metrics = self.update(documents)
         with timer("sync"):
-            synced = self.sync.send(self.updates)
+            synced = self.send_weights()
         return {
             **metrics,
             **lengths,

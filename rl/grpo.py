@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from rewards import load_reward
-from rl.experience import Completion, assign_advantages, assign_rewards, subtract_kl, uninformative
+from rl.collecting import CollectingTraining
+from rl.experience import Batch, Completion, assign_advantages, subtract_kl
+from rl.mismatch import MismatchAlarm
 from rl.objective import aggregate, correction_weights, kl_estimate, mismatch, policy_loss
 from rl.objective.kl import saturate
 from rl.policy.backend import learning_rate
@@ -21,18 +23,21 @@ from rl.policy.packing import Pack
 from rl.policy.processes import Processes
 from rl.policy.reference import Reference
 from rl.recipe import GRPORecipe
+from rl.rollout import Sampler
 from rl.run.progress import Timer
 from rl.train_log import GRPOLog, step_line
-from rl.training import SamplingTraining
 
 
-class GRPO(SamplingTraining):
-    """The state of a run and its step. `run()` is the whole of it."""
+class GRPO(CollectingTraining):
+    """The state of a run and its step. `run()` is the whole of it.
+
+    sampler: makes another sampler than the recipe asks for, once the policy is there.
+    """
 
     recipe: GRPORecipe
     name = "grpo"
 
-    def __init__(self, recipe: GRPORecipe, processes: Processes):
+    def __init__(self, recipe: GRPORecipe, processes: Processes, sampler: Callable[[GRPO], Sampler] | None = None):
         super().__init__(recipe, processes)
         self.rewards = [load_reward(spec) for spec in recipe.rewards]
         self.prompts = self.load_prompts()
@@ -40,8 +45,11 @@ class GRPO(SamplingTraining):
             reward.check_columns(self.prompts.items[0].row)
         self.load_policy(recipe.moe, recipe.rollout.temperature)
         self.reference = self.load_reference() if recipe.grpo.kl.coefficient else None
-        self.load_sampler(record_routing=self.experts is not None and recipe.moe.replay_routing)
-        self.cursor = 0  # place in the stream of prompts
+        routing = self.experts is not None and recipe.moe.replay_routing
+        self.load_sampler(routing, sampler(self) if sampler else None)
+        self.load_collector()
+        self.before = 0  # updates before the step that is being trained
+        self.mismatch_alarm = MismatchAlarm(recipe)
 
     def load_reference(self) -> Reference | AdapterReference:
         if self.recipe.model.lora is not None:
@@ -52,10 +60,18 @@ class GRPO(SamplingTraining):
 
     def step(self, index: int) -> dict[str, float]:
         """Samples prompts_per_step groups and makes minibatches_per_step * epochs_per_step updates."""
-        spec, log, timer = self.recipe.grpo, GRPOLog(), Timer()
-        with timer("rollout"), self.folder.progress.phase(f"step {index}: rollout"):
-            batch = self.rollout(index, log, timer)
-        self.sync.make_room()
+        timer = Timer()
+        with self.folder.progress.phase(f"step {index}: rollout"):
+            batch = self.rollout(index, timer)
+        self.link.make_room()
+        return self.train(index, batch, timer)
+
+    def train(self, index: int, collected: Batch, timer: Timer) -> dict[str, float]:
+        """Step `index` on its rollouts; its metrics."""
+        spec, log, batch = self.recipe.grpo, GRPOLog(), collected.completions
+        self.before = self.updates
+        if self.collector is not None:
+            log.staleness(self.staleness(batch))
         assign_advantages(batch, spec.advantage, self.backend.gather([(c.group, c.reward) for c in batch]))
 
         several = spec.minibatches_per_step * spec.epochs_per_step > 1
@@ -73,41 +89,15 @@ class GRPO(SamplingTraining):
                     minibatch = [c for c in batch if c.group // prompts_per_minibatch == number]
                     self.update(minibatch, log)
 
-        with timer("sync"):
-            synced = self.sync.send(self.updates)
-        self.cursor += spec.prompts_per_step
+        synced = self.sync(index, timer)
+        self.cursor = collected.cursor
         self.save_samples(index, batch)
-        log.batch(batch)
-        return {**log.finish(self.backend), **synced, **{f"time/{k}": v for k, v in timer.seconds.items()}}
-
-    def rollout(self, index: int, log: GRPOLog, timer: Timer) -> list[Completion]:
-        """This process's share of the step's groups; with dynamic sampling, uniform ones are replaced."""
-        spec = self.recipe.grpo
-        wanted = {
-            g: self.cursor + g for g in range(spec.prompts_per_step) if g % self.backend.world == self.backend.rank
-        }
-        batch = self.sample(index, wanted, log, timer)
-        for _ in range(spec.dynamic_sampling.max_rounds):
-            # Every process sees the same list, so the k-th replacement is the same prompt on any world size.
-            flat = sorted(g for groups in self.backend.gather(uninformative(batch, task=True)) for g in groups)
-            if not flat:
-                break
-            replaced = {g: self.cursor + spec.prompts_per_step + k for k, g in enumerate(flat)}
-            self.cursor += len(flat)
-            log.resampled += len(replaced.keys() & wanted.keys())
-            mine = {g: position for g, position in replaced.items() if g in wanted}
-            batch = [c for c in batch if c.group not in mine] + self.sample(index, mine, log, timer)
-        return sorted(batch, key=lambda c: c.group)
-
-    def sample(self, index: int, wanted: dict[int, int], log: GRPOLog, timer: Timer) -> list[Completion]:
-        """Completions with rewards for groups {group: position in the stream of prompts}."""
-        batch = self.draw(index, wanted, self.recipe.grpo.samples_per_prompt)
-        log.drafts(self.sync.acceptance)
-        with timer("reward"):
-            assign_rewards(
-                batch, self.rewards, self.prompts, self.recipe.grpo.truncation, self.recipe.rollout.max_tokens
-            )
-        return batch
+        log.batch(collected)
+        metrics = {**log.finish(self.backend), **synced}
+        warning = self.mismatch_alarm.of(metrics)
+        if warning:
+            self.folder.progress.line(f"warning: {warning}")
+        return {**metrics, **{f"time/{k}": v for k, v in (collected.seconds | timer.seconds).items()}}
 
     @torch.no_grad()
     def score_old(self, batch: list[Completion], with_reference: bool) -> None:
@@ -127,6 +117,8 @@ class GRPO(SamplingTraining):
     def update(self, minibatch: list[Completion], log: GRPOLog) -> None:
         """One optimizer update. The denominator is global and known before the first micro-batch."""
         spec, recipe = self.recipe.grpo, self.recipe
+        if self.collector is not None:
+            self.collector.raise_failure()
         kept = [c for c in minibatch if not c.masked]
         totals = self.backend.sum(
             {
@@ -171,7 +163,7 @@ class GRPO(SamplingTraining):
         elif trained and trained[0].old_logp is not None:
             old = pack.gather([c.old_logp for c in trained]).to(device)  # type: ignore[misc]
         else:
-            old = logp.detach()  # a single update on exactly on-policy data: pi_old is pi
+            old = logp.detach()  # a single update: pi_old is pi; that samples are older is seen by the correction alone
         advantages = torch.tensor([c.advantage for c in trained], device=device)[pack.sequence_P.to(device)]
         ids, mask = pack.sequence_P.to(device), torch.ones_like(logp, dtype=torch.bool)
         weights = None
@@ -192,7 +184,7 @@ class GRPO(SamplingTraining):
             **spec.loss.model_dump(),
         )
         log.tokens(metrics, entropy)
-        if spec.old_logprobs == "trainer" or self.updates == self.sampler.version:
+        if spec.old_logprobs == "trainer" or self.updates == self.before:
             log.mismatch(mismatch(logp if spec.old_logprobs == "sampler" else old, sampler_logp), len(logp))
         if self.reference is not None and spec.kl.place == "loss":
             kl = kl_estimate(logp, self.reference.logprobs(pack), spec.kl.estimator)
@@ -215,8 +207,7 @@ class GRPO(SamplingTraining):
 
     @property
     def total_updates(self) -> int:
-        spec = self.recipe.grpo
-        return spec.steps * spec.minibatches_per_step * spec.epochs_per_step
+        return self.total_steps * self.updates_per_step
 
     @property
     def max_seconds(self) -> float | None:
@@ -228,9 +219,6 @@ class GRPO(SamplingTraining):
     def line(self, index: int, metrics: Mapping[str, float]) -> str:
         return step_line(index, self.total_steps, metrics)
 
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "cursor": self.cursor}
-
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from super().tensors()
         if self.reference is not None:
@@ -240,7 +228,6 @@ class GRPO(SamplingTraining):
         super().load_state(state, read)
         if self.reference is not None:
             self.reference.load(read)
-        self.cursor = state["cursor"]
 
 
 def run_grpo(recipe: GRPORecipe, processes: Processes) -> dict[str, Any]:

@@ -90,12 +90,12 @@ class SamplingSpec(Strict):
     stop_token_ids: tuple[int, ...] = Field((), description="besides the model's own EOS tokens")
 
 
-class MismatchLimits(Strict):
-    """When a step's log warns that sampler and trainer disagree; null = never."""
+class MismatchSpec(Strict):
+    """Between the trainer's log-probabilities and the sampler's; what is beyond is warned of. None = never."""
 
-    k3: float | None = Field(0.01, gt=0, description="mean of k3 over the tokens, nats")
-    max: float | None = Field(5.0, gt=0, description="largest difference of a token's log-probability, nats")
-    beyond_10pct: float | None = Field(0.25, gt=0, le=1, description="share of tokens off by more than 10 %")
+    k3: float | None = Field(0.01, gt=0, description="mean estimate of KL(sampler || trainer), nats per token")
+    max: float | None = Field(5.0, gt=0, description="largest difference of a token, nats")
+    beyond_10pct: float | None = Field(0.2, gt=0, le=1, description="share of tokens off by over 10 %")
 
 
 class RolloutSpec(SamplingSpec):
@@ -106,11 +106,24 @@ class RolloutSpec(SamplingSpec):
     draft_tokens: int = Field(0, ge=0, description="speculative decoding by the model's own prediction module")
     max_prompt_tokens: Positive = 1024
     over_long_prompts: Literal["drop", "error"] = "drop"
-    mismatch: MismatchLimits = MismatchLimits()
 
     @model_validator(mode="after")
     def _one_place(self) -> RolloutSpec:
         check_mode(self.engine, self.mode, self.workers)
+        return self
+
+
+class GRPORolloutSpec(RolloutSpec):
+    """Rollouts of a trainer that can learn from samples of older weights."""
+
+    ahead: int = Field(0, ge=0, description="steps sampled while others are trained; 0 = by the newest weights only")
+    in_flight: bool = Field(False, description="new weights enter running rollouts instead of waiting for their end")
+    warn_mismatch: MismatchSpec = MismatchSpec()
+
+    @model_validator(mode="after")
+    def _something_flies(self) -> GRPORolloutSpec:
+        if self.in_flight and not self.ahead:
+            raise ValueError("in_flight means nothing with ahead: 0, where no rollout runs when weights are sent")
         return self
 
 
@@ -292,7 +305,7 @@ class GRPORecipe(TrainSpec):
     pipeline: Literal["grpo"]
     data: ProblemSpec
     rewards: list[RewardSpec] = Field(min_length=1)
-    rollout: RolloutSpec = RolloutSpec()
+    rollout: GRPORolloutSpec = GRPORolloutSpec()
     grpo: GRPOSpec = GRPOSpec()
     moe: RLMoESpec = RLMoESpec()
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rewards.compose import VERDICTS
-from rl.experience import Completion, component_means, tally, uninformative
-from rl.rollout.speculative import Acceptance, acceptance_rates
+from rl.experience import Batch, component_means, tally, uninformative
+from rl.rollout.speculative import acceptance_rates
 
 if TYPE_CHECKING:
     from rl.policy.backend import Backend
@@ -23,7 +23,6 @@ class GRPOLog:
         self.maxima: dict[str, float] = {}
         self.norms: list[float] = []
         self.rate = 0.0
-        self.resampled = 0
         self.experts: dict[str, Any] = {}  # how the loads of experts were balanced in the last update
         self.skipped = 0
 
@@ -45,19 +44,21 @@ class GRPOLog:
     def kl(self, per_token: Tensor) -> None:
         self._add("kl", per_token.detach().sum())
 
-    def drafts(self, acceptance: Acceptance) -> None:
-        """Of one rollout with speculative decoding."""
-        if acceptance.accepted:
-            for name, value in acceptance.sums().items():
-                self._add(f"n/drafts/{name}", value)
+    def staleness(self, updates: Sequence[int]) -> None:
+        """How many updates older than the weights that are about to be trained those were that sampled each."""
+        self._add("staleness/mean", sum(updates))
+        self._max("staleness/max", max(updates, default=0))
 
     def update(self, norm: float, rate: float, updated: bool) -> None:
         self.norms.append(norm)
         self.skipped += not updated
         self.rate = rate
 
-    def batch(self, batch: Sequence[Completion]) -> None:
+    def batch(self, collected: Batch) -> None:
         """Of this process's completions."""
+        batch = collected.completions
+        for name, value in collected.drafts.items():
+            self._add(f"n/drafts/{name}", value)
         scored = [c.reward for c in batch if not math.isnan(c.reward)]
         lengths = [len(c.sample.token_ids) for c in batch]
         self._add("n/completions", len(batch))
@@ -66,7 +67,7 @@ class GRPOLog:
         self._add("reward", math.fsum(scored))
         self._add("reward_square", math.fsum(r * r for r in scored))
         self._add("groups/uniform", len(uninformative(batch)))
-        self._add("groups/resampled", self.resampled)
+        self._add("groups/resampled", collected.resampled)
         self._add("length/mean", sum(lengths))
         self._add("length/truncated", sum(c.truncated for c in batch))
         self._max("length/max", max(lengths, default=0))
@@ -94,6 +95,8 @@ class GRPOLog:
             "tokens_trained": tokens,
             "completions": completions,
         }
+        if "staleness/mean" in sums:
+            result["staleness/mean"] = _ratio(sums.pop("staleness/mean"), completions)
         result["reward_std"] = math.sqrt(max(0.0, _ratio(square, scored) - result["reward"] ** 2))
         for name in ("clip_fraction", "ratio", "entropy", "kl"):
             if name in sums:
@@ -139,6 +142,8 @@ def step_line(step: int, steps: int, m: Mapping[str, float]) -> str:
         parts.append(f"kl {m['kl']:.2g}")
     if "mismatch/k3" in m:
         parts.append(f"mismatch {m['mismatch/k3']:.1g}")
+    if "staleness/mean" in m:
+        parts.append(f"stale {m['staleness/mean']:.1f}")
     parts += [f"{k} {v:.3f}" for k, v in m.items() if k.startswith("eval/") and k.endswith("/avg")]
     timings = " ".join(f"{k.removeprefix('time/')} {v:.1f}" for k, v in m.items() if k.startswith("time/"))
     return ", ".join(parts) + f" | s: {timings}"

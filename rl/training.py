@@ -23,9 +23,10 @@ from rl.policy.lora import add_adapters, write_adapter
 from rl.policy.moe import ExpertTraining
 from rl.policy.policy import Policy
 from rl.policy.processes import Processes
-from rl.prompts import Prompts, load_prompts, permuted, sampling_params
+from rl.prompts import Prompt, Prompts, load_prompts, permuted, sampling_params
 from rl.recipe import GRPORecipe, MoESpec, TrainSpec
 from rl.recipe_gkd import GKDRecipe
+from rl.rollout import Streaming
 from rl.rollout.make import make_sampler
 from rl.rollout.sampling import stream_key
 from rl.run.checkpoint import write_folder
@@ -213,31 +214,64 @@ class SamplingTraining(Training):
     def samples(self) -> bool:
         return self.recipe.rollout.mode == "inprocess" or super().samples
 
-    def load_sampler(self, record_routing: bool = False) -> None:
-        """The sampler that the recipe asks for, and what keeps it at the policy's weights."""
-        self.sync = make_sampler(
+    def load_sampler(self, record_routing: bool = False, sampler: Any = None) -> None:
+        """The sampler that the recipe asks for, or the given one, and what keeps it at the policy's weights."""
+        self.link = make_sampler(
             self.recipe, self.policy, self.backend, self.tokenizer, self.folder,
-            record_routing=record_routing,
+            record_routing=record_routing, sampler=sampler,
         )  # fmt: skip
-        self.sampler = self.sync.sampler
+        self.sampler = self.link.sampler
 
     def resume(self) -> None:
         super().resume()
-        self.sync.send(self.updates)
+        self.send_weights()
 
     def run(self) -> dict[str, Any]:
         try:
             return super().run()
         finally:
-            self.sync.close()
+            self.link.close()
 
-    def draw(self, index: int, wanted: Mapping[int, int], samples: int) -> list[Completion]:
-        """Completions for groups {group: position in the stream of prompts}, by random numbers of step `index`."""
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the sampler runs the very model that is trained."""
+        return getattr(self.sampler, "model", None) is self.policy.model
+
+    def send_weights(self) -> dict[str, float]:
+        """The sampler's weights become the trainer's; metrics of the update."""
+        return self.link.send(self.updates)
+
+    def prompt_at(self, position: int) -> Prompt:
+        """The prompt at a place of the endless stream."""
+        return self.prompts.items[permuted(position, len(self.prompts), self.recipe.seed)]
+
+    def draw(
+        self,
+        index: int,
+        wanted: Mapping[int, int],
+        samples: int,
+        arrived: Callable[[list[Completion]], None] | None = None,
+    ) -> list[Completion]:
+        """Completions for groups {group: position in the stream of prompts}, by random numbers of step `index`.
+
+        arrived: called during the sampling with the groups that have become complete; needs a sampler that streams.
+        """
         groups, positions = list(wanted), list(wanted.values())
-        prompts = [self.prompts.items[permuted(p, len(self.prompts), self.recipe.seed)] for p in positions]
+        prompts = [self.prompt_at(p) for p in positions]
         params = sampling_params(self.recipe.rollout, samples, stream_key(self.recipe.seed, index))
-        drawn = self.sampler.generate([p.ids for p in prompts], params, streams=positions)
-        return completions_of(prompts, groups, positions, drawn, self.tokenizer)
+        ids = [p.ids for p in prompts]
+        if arrived is None:
+            drawn = self.sampler.generate(ids, params, streams=positions)
+            return completions_of(prompts, groups, positions, drawn, self.tokenizer)
+        assert isinstance(self.sampler, Streaming)
+        found: dict[int, list[Completion]] = {}
+        for complete in self.sampler.stream(ids, params, streams=positions):
+            fresh = []
+            for i, drawn_i in complete:
+                found[i] = completions_of([prompts[i]], [groups[i]], [positions[i]], [drawn_i], self.tokenizer)
+                fresh += found[i]
+            arrived(fresh)
+        return [completion for i in range(len(prompts)) for completion in found[i]]
 
     def save_samples(self, index: int, batch: list[Completion]) -> None:
         rows = [row for part in self.backend.gather([c.record(index) for c in batch]) for row in part]

@@ -163,6 +163,13 @@ def test_speeds_and_phases_of_a_step() -> None:
     assert found["speed/sampled"] == 800.0 and found["speed/trained"] == 500.0
     phases = {name: value for name, value in found.items() if name.startswith("phase/")}
     assert phases == {"phase/rollout": 3.0, "phase/reward": 1.0, "phase/train": 2.0, "phase/other": 1.0}
+    # A rollout beside the training is no phase of the step; waiting for it is.
+    ahead = with_speeds({"completions": 64.0, "length/mean": 50.0, "tokens_trained": 1000.0, "time/rollout": 4.0,
+                         "time/reward": 1.0, "time/wait": 2.5, "time/train": 2.0, "time/step": 5.0})  # fmt: skip
+    assert {name: value for name, value in ahead.items() if name.startswith(("phase/", "beside/", "speed/"))} == {
+        "phase/wait": 2.5, "phase/train": 2.0, "phase/other": 0.5, "beside/rollout": 4.0,
+        "speed/sampled": 800.0, "speed/trained": 500.0,
+    }  # fmt: skip
     assert with_speeds({"tokens_trained": 100.0, "time/step": 2.0})["speed/trained"] == 50.0
     assert not [name for name in with_speeds({"time/step": 2.0}) if name.startswith(("speed", "phase"))]
 

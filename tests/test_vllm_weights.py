@@ -11,8 +11,6 @@ import pytest
 import torch
 from tiny_models import tiny_model, token_lists, tokenizer
 
-from rl.mismatch_advice import mismatch_advice
-from rl.recipe import MismatchLimits
 from rl.rollout import LocalSampler, SamplingParams, VLLMSampler
 from rl.rollout.local_engine import LocalEngine
 from rl.rollout.probe import ProbeFailed, check_probe, probe_tokens
@@ -181,23 +179,3 @@ def test_the_sampler_gives_what_its_engine_gives() -> None:
     assert sampler.engine.idle()
     sampler.release()
     sampler.close()
-
-
-# ---- warnings ----------------------------------------------------------------------------------------
-
-
-def test_mismatch_within_its_limits_is_not_mentioned() -> None:
-    fine = {"mismatch/k3": 0.01, "mismatch/max": 4.9, "mismatch/beyond_10pct": 0.2, "reward": 1.0}
-    assert mismatch_advice(fine, MismatchLimits(), corrected=False) is None
-    assert mismatch_advice({}, MismatchLimits(), corrected=False) is None
-    assert mismatch_advice({"mismatch/k3": 9.0}, MismatchLimits(k3=None), corrected=False) is None
-
-
-def test_mismatch_beyond_its_limits() -> None:
-    found = {"mismatch/k3": 0.02, "mismatch/max": 6.0, "mismatch/beyond_10pct": 0.5}
-    text = mismatch_advice(found, MismatchLimits(), corrected=False) or ""
-    for part in ("mean k3 0.02 nats (rollout.mismatch.k3: 0.01)", "difference| 6 nats", "50% of the tokens"):
-        assert part in text
-    assert "grpo.correction" in text
-    assert "grpo.correction" not in (mismatch_advice(found, MismatchLimits(), corrected=True) or "grpo.correction")
-    assert "nan" in (mismatch_advice({"mismatch/k3": math.nan}, MismatchLimits(), corrected=True) or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from rl.policy.sharding import LaunchError, Sharding
 
 class Processes:
     """The process group: rank, world size, device, and sums over processes."""
+
+    group: Any = None  # of these calls; None is the group of all
 
     def __init__(self) -> None:
         self.sharding = Sharding.of_environment()
@@ -60,7 +63,7 @@ class Processes:
             return dict(values)
         keys = sorted(values)
         total = torch.tensor([values[k] for k in keys], dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return dict(zip(keys, total.tolist(), strict=True))
 
     def gather(self, value: Any) -> list[Any]:
@@ -68,12 +71,21 @@ class Processes:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def barrier(self) -> None:
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
+
+    def apart(self) -> Processes:
+        """The same processes on the CPU, through a group of its own: for a second thread, whose calls must not meet
+        those of the first. Every process has to ask for it, in the same order."""
+        other = copy.copy(self)
+        if self.world > 1:
+            other.group = dist.new_group(backend="gloo")
+            other.device = torch.device("cpu")
+        return other
 
     def all_reduce(self, tensors: list[Tensor], bucket_elements: int = 25_000_000) -> None:
         """Sums tensors over processes in place, through flat buckets."""
@@ -84,7 +96,7 @@ class Processes:
             size += tensor.numel()
             if size >= bucket_elements or i == len(tensors) - 1:
                 flat = torch.cat([t.reshape(-1) for t in bucket])
-                dist.all_reduce(flat)
+                dist.all_reduce(flat, group=self.group)
                 for t, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
                     t.copy_(part.view_as(t))
                 bucket, size = [], 0

@@ -56,7 +56,7 @@ class Plan(NamedTuple):
     note: str = ""
 
 
-PHASES = tuple(f"phase/{name}" for name in ("rollout", "reward", "old_logprobs", "train", "sync"))
+PHASES = tuple(f"phase/{name}" for name in ("wait", "rollout", "reward", "old_logprobs", "train", "sync"))
 PLANS = (
     Plan("Learning", "Reward", ("reward", "reward/*"), note="weighted total; components unweighted"),
     Plan("Learning", "Reward deviation", ("reward_std",), note="over completions"),
@@ -85,6 +85,7 @@ PLANS = (
     Plan("Updates", "Clipped tokens", ("clip_fraction",), "share", note="whose gradient is cut off"),
     Plan("Updates", "Sampler against trainer", ("mismatch/k3", "mismatch/max"), log=True, note="nats, log scale"),
     Plan("Updates", "Tokens off by over 10 %", ("mismatch/beyond_10pct",), "share", note="sampler against trainer"),
+    Plan("Updates", "Age of samples", ("staleness/mean", "staleness/max"), note="updates; rollouts run ahead"),
     Plan("Experts", "Largest over mean load", ("moe/max_over_mean/*",), note="by layer; 1 is perfect balance"),
     Plan("Experts", "Share of the busiest expert", ("moe/busiest/*",), "share", note="by layer"),
     Plan("Experts", "Share of the idlest expert", ("moe/idlest/*",), "share", note="by layer"),
@@ -93,6 +94,13 @@ PLANS = (
     Plan("Experts", "Balance loss", ("balance_loss",), note="with α"),
     Plan("Speed", "Tokens per second", ("speed/sampled", "speed/trained")),
     Plan("Speed", "Time of a step", (*PHASES, "phase/*"), "seconds", "stack", note="on the first process"),
+    Plan(
+        "Speed",
+        "Rollouts beside the training",
+        ("beside/rollout", "time/wait"),
+        "seconds",
+        note="and the wait for them",
+    ),
     Plan("Speed", "Tokens per drafting step", ("drafts/tokens_per_step",)),
     Plan("Speed", "Drafts accepted", ("drafts/accepted/*",), "share", note="by place in the draft"),
 )

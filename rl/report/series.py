@@ -46,13 +46,16 @@ def with_speeds(line: Mapping[str, Any]) -> dict[str, Any]:
     sampled = _product(get.get("completions"), get.get("length/mean"))
     phases = {name.removeprefix("time/"): value for name, value in get.items() if name.startswith("time/")}
     whole, rollout, reward = phases.pop("step", None), phases.get("rollout"), phases.pop("reward", None)
+    beside = "wait" in phases  # the rollout ran beside the training: it is no phase of the step, waiting for it is
     train = phases.get("train") or whole  # supervised training has no phases
     speeds = {
         "speed/sampled": _ratio(sampled, rollout),
         "speed/trained": _ratio(get.get("tokens_trained"), train),
     }
     if rollout is not None:
-        if reward is not None:
+        if beside:
+            speeds["beside/rollout"] = phases.pop("rollout")
+        elif reward is not None:
             phases |= {"rollout": rollout - reward, "reward": reward}
         if whole is not None:
             phases["other"] = max(0.0, whole - math.fsum(value for value in phases.values() if value is not None))

@@ -39,15 +39,17 @@ def make_sampler(
     run: Run,
     *,
     record_routing: bool = False,
+    sampler: Any = None,
 ) -> Sync:
     """The sampler, and what keeps it at the trainer's weights. Called on every process of the trainer.
 
-    Unless it shares the trainer's weights, it has none before the first `send`.
+    Unless it shares the trainer's weights, it has none before the first `send`. sampler: one that is made already.
     """
     rollout = recipe.rollout
     probe = probe_tokens(min(len(tokenizer), policy.model.config.get_text_config().vocab_size))
     tolerance = (rollout.workers or WorkersSpec()).probe_tolerance
-    sampler: Any
+    if sampler is not None:
+        return Sync(sampler, backend, policy, probe, tolerance, as_in_files=False)
     if rollout.mode == "inprocess":
         sampler = LocalSampler(
             backend.sampler_model(),

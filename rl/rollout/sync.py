@@ -35,7 +35,8 @@ class Sync:
         """Returns metrics of the update."""
         sampler = self.sampler
         if isinstance(sampler, LocalSampler):
-            sampler.update_weights(self.source.sampler_weights(), version)
+            own = sampler.model is self.source.sampler_model()  # its tensors are the backend's care
+            sampler.update_weights(self.source.sampler_weights() if own else self.source.named_weights(), version)
             return {}
         if isinstance(sampler, WorkerSampler):
             sampler.update_weights(self.weights(), version)

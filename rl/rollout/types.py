@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -61,7 +61,11 @@ class Sample:
 
 
 class Sampler(Protocol):
-    """Draws completions; holds a numbered version of the policy's weights."""
+    """Draws completions; holds a numbered version of the policy's weights.
+
+    One that may be given weights while it samples says so by an attribute `takes_weights_midway`: true; its samples
+    carry the oldest version that had a part in them.
+    """
 
     version: int
 
@@ -77,4 +81,20 @@ class Sampler(Protocol):
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replaces the weights by (Hugging Face name, tensor) pairs; no pairs = shared with the trainer."""
+        ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A sampler that can hand out groups while it goes on with others."""
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        streams: Sequence[int] | None = None,
+    ) -> Iterable[list[tuple[int, list[Sample]]]]:
+        """`generate` bit by bit: (place of a prompt, its n samples) of those that have become complete. May be
+        closed early."""
         ...

@@ -19,6 +19,7 @@ class Progress:
         self.live = enabled and sys.stdout.isatty()
         self.console = Console(highlight=False, soft_wrap=not self.live)
         self._status: Any = None
+        self._text = self._beside = ""
 
     def line(self, text: str) -> None:
         if self.enabled:
@@ -47,6 +48,7 @@ class Progress:
             return
         with self.console.status(name) as status:
             self._status = status
+            self.update(name)
             try:
                 yield
             finally:
@@ -54,8 +56,18 @@ class Progress:
 
     def update(self, text: str) -> None:
         """Changes the text of the running phase."""
-        if self._status is not None:
-            self._status.update(text)
+        self._text = text
+        self._show()
+
+    def beside(self, text: str) -> None:
+        """What another thread does meanwhile, after the text of the running phase; from any thread."""
+        self._beside = text
+        self._show()
+
+    def _show(self) -> None:
+        status = self._status  # another thread may be ending the phase
+        if status is not None:
+            status.update(" · ".join(filter(None, [self._text, self._beside])))
 
     @contextmanager
     def bar(self, name: str, total: int) -> Iterator[Callable[[int], None]]:

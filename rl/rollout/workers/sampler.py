@@ -131,13 +131,17 @@ class _Rollout:
         self._in_parallel(self._look)  # so that the first deal is among all that are there
         for thread in threads:
             thread.start()
-        with self.changed:
-            while self.error is None and not self.dispatch.complete:
-                self._check_hope()
-                self.changed.wait(RETRY_S)
-                if self.sampler.progress:
-                    n = self.settings.n
-                    self.sampler.progress(len(self.dispatch.done) * n, self.dispatch.total * n)
+        try:
+            with self.changed:
+                while self.error is None and not self.dispatch.complete:
+                    self._check_hope()
+                    self.changed.wait(RETRY_S)
+                    if self.sampler.progress:
+                        n = self.settings.n
+                        self.sampler.progress(len(self.dispatch.done) * n, self.dispatch.total * n)
+        except BaseException:  # an interrupt, or nobody waits for the result any more: the threads must end too
+            self._fail(RuntimeError("the rollout was given up"))
+            raise
         if self.error is not None:
             raise self.error
         return self.dispatch.done
