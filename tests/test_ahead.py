@@ -218,7 +218,8 @@ def test_killed_and_resumed_equals_uninterrupted(place, uninterrupted, tmp_path)
     once = tmp_path / "struck"
     killed = run(str(once), place, str(recipe), code=KILL_AHEAD)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert once.exists() and list((tmp_path / "run" / "checkpoints").glob("step_*"))
+    assert once.exists()  # in a rollout there may not be a checkpoint yet: it runs beside the training
+    assert place == "rollout" or list((tmp_path / "run" / "checkpoints").glob("step_*"))
     resumed = run(str(once), place, str(recipe), code=KILL_AHEAD)
     assert resumed.returncode == 0, resumed.stderr
     assert weights(tmp_path / "run") == weights(uninterrupted)
@@ -361,10 +362,9 @@ def test_ahead_needs_weights_of_the_samplers_own(tmp_path):
         GRPO(recipe, Processes())
 
 
-def test_check_warns_of_samples_whose_age_nothing_corrects(tmp_path, monkeypatch):
-    monkeypatch.setattr("rl.check_ahead.has_own_weights", lambda rollout: True)
-
+def test_check_warns_of_samples_whose_age_nothing_corrects(tmp_path):
     def warned(**changes):
+        changes |= {"rollout__mode": "server", "rollout__workers": {"count": 1}}
         return [w for w in preflight(validate(grpo(tmp_path / "run", **changes))) if w.startswith("rollout.ahead")]
 
     (warning,) = warned(rollout__ahead=1)
