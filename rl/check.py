@@ -11,8 +11,8 @@ from data.spec import ProblemSpec
 from data.texts import load_texts
 from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
-from rl.check_tables import batch_table, memory_table
-from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, SFTRecipe, StagesRecipe, TrainSpec
+from rl.check_tables import batch_table, memory_table, precision_table
+from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, RunSpec, SFTRecipe, StagesRecipe, TrainSpec
 from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe, LocalTeacher
 from rl.recipe_io import RecipeError, dump, nearest
@@ -44,6 +44,7 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
         _check_writable(recipe.output_dir)
         return check_curation(recipe, made)
     warnings = check_model("model", recipe.model, made)
+    warnings += check_precision(recipe)
     _check_experts(recipe, made)
     if isinstance(recipe, GRPORecipe):
         columns = _check_data("data", recipe.data, made)
@@ -91,6 +92,22 @@ def check_model(field: str, spec: ModelSpec, made: list[str]) -> list[str]:
             f"{field}.path: folder {spec.path} {reason}; give a Hugging Face model folder or a hub id such as "
             f"Qwen/Qwen2.5-1.5B{nearest(folder.name, siblings)}"
         )
+    return []
+
+
+def check_precision(recipe: RunSpec) -> list[str]:
+    """That the backend runs on this machine; a warning where moments could stand still."""
+    if recipe.precision.kind == "fp8":
+        import torch
+
+        from rl.policy.precision import backend_for
+
+        backend_for(recipe.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if isinstance(recipe, TrainSpec) and recipe.optimizer.moments == "bfloat16" and recipe.optimizer.betas[1] > 0.99:
+        return [
+            f"optimizer.betas: a bfloat16 second moment does not follow small changes with {recipe.optimizer.betas[1]}; "
+            "0.95 is usual, or set optimizer.moments: float32"
+        ]
     return []
 
 
@@ -240,6 +257,8 @@ def check(recipe: Any) -> str:
 
             parts += [f"# sources{title}", *source_table(stage), ""]
         elif not isinstance(stage, StagesRecipe):
+            if stage.precision.kind == "fp8":
+                parts += [f"# precision{title}", *precision_table(stage), ""]
             parts += [f"# memory{title} (estimate)", *memory_table(stage), ""]
     parts += [f"warning: {w}" for w in warnings] or ["no warnings"]
     return "\n".join(parts)

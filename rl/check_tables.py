@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rl.recipe import GRPORecipe, ModelSpec, SFTRecipe
+from rl.recipe import GRPORecipe, ModelSpec, PrecisionSpec, SFTRecipe
+
+if TYPE_CHECKING:
+    from model.fp8.convert import Conversion
 
 GiB = 1024**3
 
@@ -41,27 +44,21 @@ def batch_table(recipe: GRPORecipe | SFTRecipe) -> list[str]:
 
 def memory_table(recipe: Any) -> list[str]:
     """Bytes per process. Weights and optimizer exactly; activations by a rule of thumb, said so."""
-    from rl.policy.load import is_local, load_tokenizer, model_config
-
     spec: ModelSpec = recipe.model
-    if spec.scratch is not None:
-        config = model_config(spec, load_tokenizer(spec))
-    elif spec.path is not None and is_local(spec.path) and Path(spec.path).is_dir():
-        config = model_config(spec, None)
-    elif spec.preset is not None:
-        from model import MoEConfig
-
-        config = MoEConfig.preset(spec.preset, **spec.config)
-    else:
+    config = known_config(spec)
+    if config is None:
         return [f"{spec.path}: not here yet, so its size is not known"]
     count = parameter_count(config)
     text = config.get_text_config()
     low = 2 if spec.dtype == "bfloat16" else 4
     rows = {"weights": count * low}
+    if recipe.precision.kind == "fp8":
+        training = isinstance(recipe, GRPORecipe | SFTRecipe)
+        rows["FP8 weights"] = fp8_layers(config, recipe.precision).parameters * (2 if training else 1)  # and transposed
     if isinstance(recipe, GRPORecipe | SFTRecipe):
         rows["float32 masters"] = count * 4 if low == 2 else 0
         rows["float32 gradients"] = count * 4
-        rows["Adam moments"] = count * 8
+        rows["Adam moments"] = count * (8 if recipe.optimizer.moments == "float32" else 4)
         tokens = (recipe.grpo if isinstance(recipe, GRPORecipe) else recipe.sft).tokens_per_microbatch
         # Rule of thumb, per token and layer: about 16 values of the hidden size and 4 of the feed-forward
         # size are kept for the backward pass; with checkpointing one of the hidden size, and one layer whole.
@@ -81,6 +78,50 @@ def memory_table(recipe: Any) -> list[str]:
     return [f"parameters {count:,}", *lines, f"{'sum, at most':<22} {sum(rows.values()) / GiB:8.2f} GiB"]
 
 
+def known_config(spec: ModelSpec) -> Any:
+    """The model's config, as far as it is here or said by a preset; else None."""
+    from rl.policy.load import is_local, load_tokenizer, model_config
+
+    if spec.scratch is not None:
+        return model_config(spec, load_tokenizer(spec))
+    if spec.path is not None and is_local(spec.path) and Path(spec.path).is_dir():
+        return model_config(spec, None)
+    if spec.preset is not None:
+        from model import MoEConfig
+
+        return MoEConfig.preset(spec.preset, **spec.config)
+    return None
+
+
+def precision_table(recipe: Any) -> list[str]:
+    """Of a recipe with `precision: fp8`: what runs the products here, and which layers are in FP8."""
+    import torch
+
+    from model.fp8.backends import describe
+
+    lines = [describe("cuda" if torch.cuda.is_available() else "cpu")]
+    if recipe.precision.backend != "auto":
+        lines = [f"FP8 by backend {recipe.precision.backend}, as the recipe asks"]
+    config = known_config(recipe.model)
+    if config is not None:
+        found = fp8_layers(config, recipe.precision)
+        share = found.parameters / parameter_count(config)
+        lines.append(f"{len(found.converted)} layers with {share:.1%} of the parameters; in {recipe.model.dtype} stay")
+        lines.append(", ".join(found.kept) + ", embeddings, norms and attention")
+    return lines
+
+
+def fp8_layers(config: Any, spec: PrecisionSpec) -> Conversion:
+    """What `precision` does to a model of this config, found on the meta device."""
+    from model.fp8.convert import to_fp8
+    from rl.recipe_io import RecipeError
+
+    try:
+        return to_fp8(meta_model(config), skip=spec.skip)
+    except ValueError as error:
+        raise RecipeError(f"precision: {error}") from error
+
+
 def cached_values(config: Any) -> int:
     """Numbers that a layer keeps of one token while sampling."""
     latent = getattr(config, "latent_values_per_token", None)
@@ -92,11 +133,15 @@ def cached_values(config: Any) -> int:
 
 
 def parameter_count(config: Any) -> int:
-    """Parameters of the causal LM of a config, counted on the meta device."""
+    """Parameters of the causal LM of a config."""
+    return sum(p.numel() for p in meta_model(config).parameters())
+
+
+def meta_model(config: Any) -> Any:
+    """The causal LM of a config without memory."""
     import torch
 
     from rl.policy.load import model_from
 
     with torch.device("meta"):
-        model = model_from(config)
-    return sum(p.numel() for p in model.parameters())
+        return model_from(config)

@@ -14,6 +14,7 @@ from rl.experience import Completion, assign_rewards, completions_of, component_
 from rl.policy.backend import Processes
 from rl.policy.load import DTYPES, load_model, load_tokenizer
 from rl.policy.policy import Policy
+from rl.policy.precision import apply_precision
 from rl.prompts import Prompts, load_prompts, sampling_params
 from rl.recipe import EvalRecipe, EvaluateSpec, TrainSpec, TruncationSpec
 from rl.rollout import LocalSampler, Sampler
@@ -164,8 +165,10 @@ def run_evaluation(recipe: EvalRecipe, processes: Processes) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe.model)
     evaluator = Evaluator(recipe.evaluate, tokenizer, processes, recipe.seed)
     model = load_model(recipe.model, tokenizer, seed=recipe.seed, dtype=DTYPES[recipe.model.dtype])
+    model.to(processes.device)
+    apply_precision(model, recipe.precision, folder.progress)
     sampler = LocalSampler(
-        model.to(processes.device),
+        model,
         tokenizer,
         max_slots=recipe.evaluate.max_slots,
         draft_tokens=recipe.evaluate.draft_tokens,

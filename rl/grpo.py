@@ -28,6 +28,7 @@ from rl.policy.load import DTYPES, load_model, load_tokenizer
 from rl.policy.moe import ExpertTraining
 from rl.policy.packing import Pack
 from rl.policy.policy import Policy
+from rl.policy.precision import apply_precision
 from rl.policy.reference import Reference
 from rl.prompts import load_prompts, permuted, sampling_params
 from rl.recipe import GRPORecipe
@@ -56,6 +57,7 @@ class GRPO:
         for reward in self.rewards:
             reward.check_columns(self.prompts.items[0].row)
         model = load_model(recipe.model, self.tokenizer, seed=recipe.seed, dtype=torch.float32).to(processes.device)
+        apply_precision(model, recipe.precision, self.run_folder.progress)
         self.backend = Replicated(model, DTYPES[recipe.model.dtype], recipe.optimizer, processes)
         given = "moe" in recipe.model_fields_set
         self.experts = ExpertTraining.of(model, recipe.moe, self.total_updates, given)

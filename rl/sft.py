@@ -14,6 +14,7 @@ from rl.policy.backend import Processes, Replicated, learning_rate
 from rl.policy.load import DTYPES, load_model, load_tokenizer
 from rl.policy.moe import ExpertTraining
 from rl.policy.policy import Policy
+from rl.policy.precision import apply_precision
 from rl.prompts import permuted
 from rl.recipe import SFTRecipe
 from rl.run.folder import Run
@@ -26,6 +27,7 @@ class SFT:
         self.tokenizer = load_tokenizer(recipe.model)
         self.documents, self.dropped = training_documents(recipe, self.tokenizer)
         model = load_model(recipe.model, self.tokenizer, seed=recipe.seed, dtype=torch.float32).to(processes.device)
+        apply_precision(model, recipe.precision, self.folder.progress)
         self.backend = Replicated(model, DTYPES[recipe.model.dtype], recipe.optimizer, processes)
         given = "moe" in recipe.model_fields_set
         self.experts = ExpertTraining.of(model, recipe.moe, self.total_updates, given)

@@ -6,11 +6,16 @@ import weakref
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.fp8.backends import Operators, choose
 from model.fp8.quantized import Quantized
 from model.fp8.weights import QuantizedWeight
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """[..., K] as [M, K]."""
+    return x.reshape(-1, x.shape[-1])
 
 
 class Input(NamedTuple):
@@ -60,7 +65,7 @@ class Fp8Context:
             known = source() is x and version == x._version and same_scales == power_of_two
             if known and (found.columns is not None or not columns):
                 return found
-        x_MK, ops = x.flatten(0, -2), self.operators(x.device)
+        x_MK, ops = as_rows(x), self.operators(x.device)
         if columns:
             made = Input(*ops.quantize_both(x_MK, power_of_two=power_of_two))
         else:
@@ -72,3 +77,24 @@ class Fp8Context:
         """The last input is gone: so is its copy, unless a backward pass keeps it."""
         if self._last is not None and self._last[0] is source:
             self._last = None
+
+
+class Fp8Module(nn.Module):
+    """A layer that computes in FP8, with what it shares with the others of its model."""
+
+    context: Fp8Context
+
+    def quantize_weights(self) -> None:
+        raise NotImplementedError
+
+
+def computes_in_fp8(model: nn.Module) -> bool:
+    return any(isinstance(module, Fp8Module) for module in model.modules())
+
+
+def quantize_weights(model: nn.Module) -> None:
+    """Brings quantised weights up to date now rather than at their next use: what a CUDA graph has captured reads them
+    without looking whether the weights have changed."""
+    for module in model.modules():
+        if isinstance(module, Fp8Module) and module.context.keep_weights:
+            module.quantize_weights()

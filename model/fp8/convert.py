@@ -56,7 +56,7 @@ def to_fp8(
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in found):
             some = ", ".join(list(found)[:3])
-            raise ValueError(f"skip: {pattern!r} names no linear layer and no experts of this model; it has {some}, ...")
+            raise ValueError(f"{pattern!r} in skip names no linear layer of this model; it has {some}, ...")
     head = _output_head(model)
     converted: list[str] = []
     for name, module in found.items():
@@ -75,18 +75,6 @@ def to_fp8(
             Fp8SwiGLU.convert(module)
     parameters = sum(p.numel() for name in converted for p in found[name].parameters())
     return Conversion(converted, [name for name in found if name not in set(converted)], parameters)
-
-
-def computes_in_fp8(model: nn.Module) -> bool:
-    return any(isinstance(module, Fp8Linear | Fp8Experts) for module in model.modules())
-
-
-def quantize_weights(model: nn.Module) -> None:
-    """Brings quantised weights up to date now rather than at their next use: what a CUDA graph has captured reads them
-    without looking whether the weights have changed."""
-    for module in model.modules():
-        if isinstance(module, Fp8Linear | Fp8Experts) and module.context.keep_weights:
-            module.quantize_weights()
 
 
 def _output_head(model: Any) -> nn.Module | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.experts import Experts, places
-from model.fp8.context import Fp8Context
+from model.fp8.context import Fp8Context, Fp8Module, as_rows
 from model.fp8.linear import Fp8Linear, quantize_gradient
 from model.fp8.quantized import ROW, Quantized
 from model.fp8.weights import QuantizedWeight, add_gradient
@@ -44,7 +44,7 @@ class _SwiGLUDown(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor, weight: Tensor, module: Fp8Linear) -> Tensor:
         ops = module.context.operators(gate_up.device)
-        inner, kept = ops.swiglu_quantize(gate_up.flatten(0, -2))
+        inner, kept = ops.swiglu_quantize(as_rows(gate_up))
         ctx.save_for_backward(weight, kept.values, kept.scales)
         ctx.module = module
         y = ops.fp8_gemm(inner, module.quantized.get(weight, ops), out_dtype=gate_up.dtype)
@@ -56,7 +56,7 @@ class _SwiGLUDown(torch.autograd.Function):
         weight, *kept = ctx.saved_tensors
         module: Fp8Linear = ctx.module
         ops = module.context.operators(grad.device)
-        rows, dy_t = quantize_gradient(ops, grad.flatten(0, -2), True, ctx.needs_input_grad[1])
+        rows, dy_t = quantize_gradient(ops, as_rows(grad), True, ctx.needs_input_grad[1])
         assert rows is not None
         d_inner = ops.fp8_gemm(rows, module.quantized.transposed(weight, ops), out_dtype=torch.float32)
         with torch.enable_grad():
@@ -68,10 +68,10 @@ class _SwiGLUDown(torch.autograd.Function):
         if dy_t is not None:
             inner_t = ops.quantize_activation(inner.detach(), transposed=True)
             dw = add_gradient(weight, partial(ops.fp8_gemm, dy_t, inner_t))
-        return d_gate_up.to(grad.dtype).view(*grad.shape[:-1], -1), dw, None
+        return d_gate_up.to(grad.dtype).view(*grad.shape[:-1], d_gate_up.shape[-1]), dw, None
 
 
-class Fp8Experts(Experts):
+class Fp8Experts(Experts, Fp8Module):
     """Routed experts. What they are sent, the layer's input and the gradient of their output, has scales that are powers
     of two: quantised before it is dispatched, it is quantised again in tiles along tokens where it arrives, and powers
     of two make that second rounding exact but for underflow.
@@ -80,7 +80,6 @@ class Fp8Experts(Experts):
     [R, 2I] in E4M3.
     """
 
-    context: Fp8Context
     gate_up_quantized: QuantizedWeight
     down_quantized: QuantizedWeight
 

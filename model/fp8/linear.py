@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from model.fp8.backends import Operators
-from model.fp8.context import Fp8Context
+from model.fp8.context import Fp8Context, Fp8Module, as_rows
 from model.fp8.quantized import ROW, Quantized
 from model.fp8.weights import QuantizedWeight, add_gradient
 
 
-class Fp8Linear(nn.Linear):
+class Fp8Linear(nn.Linear, Fp8Module):
     """Parameters, names and results are those of nn.Linear, results up to quantisation.
 
     Activations are quantised in 1 × 128 tiles, weights in 128 × 128 blocks, gradients in 1 × 128 tiles without a floor.
@@ -30,7 +30,6 @@ class Fp8Linear(nn.Linear):
     The weight may change in place between forward passes; see `weights_changed` for ways that are not noticed.
     """
 
-    context: Fp8Context
     quantized: QuantizedWeight
     power_of_two: bool
 
@@ -104,12 +103,12 @@ class _Linear(torch.autograd.Function):
         weight, *columns = ctx.saved_tensors
         module: Fp8Linear = ctx.module
         ops = module.context.operators(grad.device)
-        dy = grad.flatten(0, -2)
+        dy = as_rows(grad)
         dx = dw = db = None
         rows, dy_t = quantize_gradient(ops, dy, ctx.needs_input_grad[0], ctx.needs_input_grad[1])
         if rows is not None:
             dx_MK = ops.fp8_gemm(rows, module.quantized.transposed(weight, ops), out_dtype=grad.dtype)
-            dx = dx_MK.view(*grad.shape[:-1], -1)
+            dx = dx_MK.view(*grad.shape[:-1], dx_MK.shape[-1])
         if dy_t is not None:
             dw = add_gradient(weight, partial(ops.fp8_gemm, dy_t, Quantized(*columns, ROW)))
         if ctx.needs_input_grad[2]:

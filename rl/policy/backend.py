@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rl.policy.load import cast_parameters
+from rl.policy.adamw import AdamW
+from rl.policy.load import DTYPES, cast_parameters
 from rl.recipe import OptimizerSpec
 
 
@@ -116,18 +117,16 @@ class Replicated:
             cast_parameters(model, compute_dtype)  # gives parameters new storage; the masters keep the old
             for master, parameter in zip(self.masters, self.parameters, strict=True):
                 parameter.register_post_accumulate_grad_hook(_accumulate_into(master))
+                parameter.master = master  # layers that form gradients in float32 (FP8) add them there themselves
         decays = [m for m in self.masters if m.ndim >= 2]
         plain = [m for m in self.masters if m.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decays, "weight_decay": spec.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=spec.learning_rate,
-            betas=spec.betas,
-            eps=spec.eps,
-            fused=True,
-        )
+        groups = [{"params": decays, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        settings: dict[str, Any] = {"lr": spec.learning_rate, "betas": spec.betas, "eps": spec.eps}
+        self.optimizer: torch.optim.Optimizer
+        if spec.moments == "float32":
+            self.optimizer = torch.optim.AdamW(groups, **settings, fused=True)
+        else:
+            self.optimizer = AdamW(groups, **settings, moments=DTYPES[spec.moments])
         self.skipped = 0  # updates left out because something was not finite
         self.poisoned = False  # a micro-batch of the coming update had no finite loss
 
