@@ -60,6 +60,16 @@ def padded_tiles(tokens: int, groups: int) -> int:
     return (tokens + (TILE - 1) * groups) // TILE
 
 
+def check_activation(x: Tensor | Quantized, transposed: bool, offsets: Tensor | None) -> None:
+    """Refuses what cannot be quantised in tiles of 1 × 128 so."""
+    if len(x.shape) != 2:
+        raise ValueError(f"activations must have two dimensions, tokens and channels, not {tuple(x.shape)}")
+    if offsets is not None and not transposed:
+        raise ValueError("offsets need transposed=True: tiles along channels never cross groups")
+    if isinstance(x, Quantized) and not transposed:
+        raise ValueError("x is quantised already; with transposed=True its transpose is quantised")
+
+
 def check_product(a: Quantized, b: Quantized, accumulate: Tensor | None, out: tuple[int, ...]) -> None:
     """Refuses what a b^T cannot be formed of. `out`: the shape of the result."""
     if a.tile != ROW or b.tile not in (ROW, BLOCK):

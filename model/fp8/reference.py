@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.fp8.blocks import AMAX_FLOOR, BLOCK, quantize_blocks
-from model.fp8.quantized import ROW, TILE, Quantized, check_product, padded_tiles
+from model.fp8.quantized import ROW, TILE, Quantized, check_activation, check_product, padded_tiles
 
 
 def quantize_activation(
@@ -31,12 +31,8 @@ def quantize_activation(
         whole tiles: values [K, 128 S], scales [K, S] with S = `padded_tiles(M, E)`, whatever the groups' sizes; tiles
         after the last group are zero, with scale 1.
     """
-    if offsets is not None and not transposed:
-        raise ValueError("offsets need transposed=True: tiles along channels never cross groups")
-    if isinstance(x, Quantized):
-        if not transposed:
-            raise ValueError("x is quantised already; with transposed=True its transpose is quantised")
-        x = x.dequantize()
+    check_activation(x, transposed, offsets)
+    x = x.dequantize() if isinstance(x, Quantized) else x
     if not transposed:
         return Quantized(*quantize_blocks(x, ROW, floor=floor, power_of_two=power_of_two), ROW)
     if offsets is None:
@@ -126,9 +122,7 @@ def swiglu_quantize(gate_up: Tensor, *, power_of_two: bool = False) -> tuple[Qua
 
     The output is computed in float32 from what is given, not from its quantised copy.
     """
-    gate, up = gate_up.float().chunk(2, -1)
-    out = quantize_activation(F.silu(gate) * up, power_of_two=power_of_two)
-    return out, quantize_activation(gate_up)
+    return quantize_activation(swiglu(gate_up), power_of_two=power_of_two), quantize_activation(gate_up)
 
 
 class SwigluGradients(NamedTuple):
@@ -146,13 +140,24 @@ def swiglu_quantize_backward(
 
     power_of_two: of the output's tiles. Gradients have no floor. offsets: groups of the transposes.
     """
+    d_gate_up, out = swiglu_gradient(d_out, gate_up)
+    out_t = quantize_activation(out, power_of_two=power_of_two, transposed=True, offsets=offsets)
+    return SwigluGradients(*quantize_both(d_gate_up, floor=None, offsets=offsets), out_t)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up [M, I] in float32."""
+    gate, up = gate_up.float().chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def swiglu_gradient(d_out: Tensor, gate_up: Quantized) -> tuple[Tensor, Tensor]:
+    """(gradient of gate_up [M, 2I], silu(gate) · up [M, I]) in float32."""
     gate, up = gate_up.dequantize().chunk(2, -1)
     d_out, sigmoid = d_out.float(), gate.sigmoid()
     silu = gate * sigmoid
-    d_gate_up = torch.cat([d_out * up * (sigmoid * (1 + gate * (1 - sigmoid))), d_out * silu], -1)
-    gradient, gradient_t = quantize_both(d_gate_up, floor=None, offsets=offsets)
-    out_t = quantize_activation(silu * up, power_of_two=power_of_two, transposed=True, offsets=offsets)
-    return SwigluGradients(gradient, gradient_t, out_t)
+    d_gate = d_out * up * (sigmoid * (1 + gate * (1 - sigmoid)))
+    return torch.cat([d_gate, d_out * silu], -1), silu * up
 
 
 def _groups(offsets: Tensor) -> list[tuple[slice, slice]]:
