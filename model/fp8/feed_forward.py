@@ -53,8 +53,9 @@ class _SwiGLUDown(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        weight, *kept = ctx.saved_tensors
+        _, *kept = ctx.saved_tensors
         module: Fp8Linear = ctx.module
+        weight = module.weight
         ops = module.context.operators(grad.device)
         rows, dy_t = quantize_gradient(ops, as_rows(grad), True, ctx.needs_input_grad[1])
         assert rows is not None
@@ -129,9 +130,10 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_RC: Tensor) -> tuple[Tensor | None, ...]:
-        gate_up_proj, down_proj, order_R, ends_E, *kept = ctx.saved_tensors
+        _, _, order_R, ends_E, *kept = ctx.saved_tensors  # see linear.py for the weights
         sent, gate_up = Quantized(*kept[:2], ROW), Quantized(*kept[2:], ROW)
         module: Fp8Experts = ctx.module
+        gate_up_proj, down_proj = module.gate_up_proj, module.down_proj
         ops = module.context.operators(grad_RC.device)
         dy, dy_t = ops.quantize_both(grad_RC, floor=None, power_of_two=True, offsets=ends_E)
         d_inner = ops.grouped_gemm(

@@ -92,7 +92,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, module: Fp8Linear) -> Tensor:
         y, columns = _forward(x, module, weight, bias, columns=ctx.needs_input_grad[1])
-        # The weight itself is kept as nn.Linear keeps it: autograd refuses if it has changed before the backward pass.
+        # The weight is kept only so that autograd refuses if it has changed before the backward pass, as it does for
+        # nn.Linear. What is read there is the module's: where activations are recomputed, this one is an alias.
         ctx.save_for_backward(weight, *([] if columns is None else [columns.values, columns.scales]))
         ctx.module, ctx.bias_dtype = module, None if bias is None else bias.dtype
         return y
@@ -100,8 +101,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        weight, *columns = ctx.saved_tensors
+        _, *columns = ctx.saved_tensors
         module: Fp8Linear = ctx.module
+        weight = module.weight
         ops = module.context.operators(grad.device)
         dy = as_rows(grad)
         dx = dw = db = None

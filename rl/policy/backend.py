@@ -222,7 +222,8 @@ def _accumulate_into(master: Tensor) -> Any:
     """A hook that adds a low-precision gradient to the master's float32 one and frees it."""
 
     def hook(parameter: Tensor) -> None:
-        assert parameter.grad is not None
+        if parameter.grad is None:  # its layer has added to the master's already
+            return
         if master.grad is None:
             master.grad = parameter.grad.float()
         else:
