@@ -9,6 +9,7 @@ import pytest
 import torch
 from fp8_reference import kept_for_backward
 from test_fp8_linear import error, run, seeded
+from test_moe_training import TINY
 from tiny_models import documents, tiny_model, token_lists, tokenizer
 from tiny_moe import model_of, token_ids
 from torch import nn
@@ -29,6 +30,11 @@ from rl.policy.policy import Policy
 from rl.recipe import RLMoESpec
 from rl.rollout import LocalSampler, SamplingParams
 from rl.rollout.prepacked import prepacked
+
+
+def small(**changes) -> MoEForCausalLM:
+    """Three layers of 32 channels; the units above whole models are tested at more."""
+    return model_of(**{**TINY, **changes})
 
 
 def filled(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -219,10 +225,10 @@ def test_checkpoints_are_those_of_plain_weights(tmp_path):
 def test_recomputed_layers_give_the_same_gradients():
     gradients = []
     for checkpointing in (False, True):
-        moe = model_of(num_nextn_predict_layers=1, seq_aux_alpha=0.01).train()
+        moe = small(num_nextn_predict_layers=1, seq_aux_alpha=0.01).train()
         to_fp8(moe)
         if checkpointing:
-            moe.gradient_checkpointing_enable({"use_reentrant": False})
+            getattr(moe, "activation_checkpointing_enable", moe.gradient_checkpointing_enable)({"use_reentrant": False})
         moe(token_ids(2, 40), labels=token_ids(2, 40)).loss.backward()
         gradients.append([p.grad for p in moe.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
@@ -265,7 +271,7 @@ def mismatch_of(trainer: MoEForCausalLM, samples: list[tuple[Document, list[floa
 
 
 def fp8_model(**settings) -> MoEForCausalLM:
-    moe = model_of(num_nextn_predict_layers=1)
+    moe = small(num_nextn_predict_layers=1)
     to_fp8(moe, **settings)
     return moe
 
@@ -286,7 +292,7 @@ def test_a_sampler_with_exported_weights_rounds_as_the_trainer_does():
     instead rounds some weights to other neighbours."""
     found = {}
     for rounding in (torch.bfloat16, None):
-        trainer, remote = model_of(), model_of(seed=1)
+        trainer, remote = small(), small(seed=1)
         in_fp8 = to_fp8(trainer, weight_rounding=rounding).converted
         to_fp8(remote, weight_rounding=rounding)
         with torch.no_grad():  # what is not in FP8 is the same on both sides
@@ -311,7 +317,7 @@ def test_prepacked_weights_do_not_stand_in_for_fp8():
 def test_new_weights_are_sampled_from():
     moe = fp8_model()
     first = sampled(moe)
-    other = model_of(seed=1, num_nextn_predict_layers=1)
+    other = small(seed=1, num_nextn_predict_layers=1)
     LocalSampler(moe, tokenizer(eos=None)).update_weights(other.state_dict().items(), 1)
     to_fp8(other)
     assert [s[1] for s in sampled(moe)] == [s[1] for s in sampled(other)] != [s[1] for s in first]

