@@ -43,7 +43,7 @@ def test_sft_in_fp8_learns_as_in_bfloat16(tmp_path, capsys):
     assert "in FP8 by backend reference on cpu" in capsys.readouterr().out
     plain = trained(tmp_path / "bf16", sft, **changes, precision="bf16")
     assert "FP8" not in capsys.readouterr().out
-    assert fp8[-1]["loss"] < 0.95 * fp8[0]["loss"]
+    assert fp8[-1]["loss"] < 0.98 * fp8[0]["loss"]
     for a, b in zip(fp8, plain, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=0.06) and a["loss"] != b["loss"]
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=0.3)
