@@ -96,7 +96,8 @@ def rows_kernel(
 def tokens_kernel(
     dy, x, dy_scales, x_scales, out, ends, N, K, E,
     dy_scale_row, dy_scale_tile, x_scale_row, x_scale_tile, out_expert, pitch,
-    EXPERTS: tl.constexpr, ACCUMULATE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SWIZZLE: tl.constexpr,
+    EXPERTS: tl.constexpr, ACCUMULATE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SWIZZLE: tl.constexpr,
 ):  # fmt: skip
     """One block of one expert's weight gradient: BLOCK_M rows of dy^T [N, ...] by BLOCK_N of x^T [K, ...]."""
     block_n, block_k = swizzled(tl.program_id(0), tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), SWIZZLE)
@@ -144,7 +145,8 @@ def grouped_wgrad(
     tokens_kernel[grid](
         descriptor(dy_t.values, block), descriptor(x_t.values, BLOCK_N), dy_t.scales, x_t.scales, out, offsets,
         n, k, experts, *dy_t.scales.stride(), *x_t.scales.stride(), *out.stride()[:2],
-        experts_above(experts), accumulate is not None, block, BLOCK_N, SWIZZLE, num_warps=warps, num_stages=stages,
+        experts_above(experts), accumulate is not None, block, BLOCK_N, SWIZZLE,
+        num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip
     return out
 
@@ -175,7 +177,7 @@ def _rows(a: Quantized, b: Quantized, offsets: Tensor | None, out: Tensor, accum
         m, n, experts, a.scales.shape[1], blocks_m, *a.scales.stride(),
         0 if offsets is None else b.scales.stride(0), *b.scales.stride()[-2:], out.stride(0),
         offsets is not None, experts_above(experts), b.tile == BLOCK, accumulate, block, BLOCK_N, SWIZZLE,
-        num_warps=warps, num_stages=stages,
+        num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip
     return out
 
