@@ -58,9 +58,11 @@ def compiled() -> list[Compiled]:
     """Every kernel in the ways that training launches it."""
     found: list[Compiled] = []
     for name, run in _uses():
-        with _instead_of_launches(
-            lambda kernel, args, options, name=name: found.append(_compile(name, kernel, args, options))
-        ):  # type: ignore[misc]
+
+        def handle(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], name: str = name) -> None:
+            found.append(_compile(name, kernel, args, options))
+
+        with _instead_of_launches(handle):
             run()
     return found
 
@@ -91,7 +93,7 @@ def _uses() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 @contextmanager
-def _instead_of_launches(handle: Callable[[Any, tuple[Any, ...], dict[str, int]], object]) -> Iterator[None]:
+def _instead_of_launches(handle: Callable[[Any, tuple[Any, ...], dict[str, Any]], object]) -> Iterator[None]:
     """handle(kernel, arguments, options) where a kernel would be launched."""
     for kernel in KERNELS:
         kernel.run = lambda *args, grid, warmup, kernel=kernel, **options: handle(kernel, args, options)
@@ -102,7 +104,7 @@ def _instead_of_launches(handle: Callable[[Any, tuple[Any, ...], dict[str, int]]
             del kernel.run
 
 
-def _compile(name: str, kernel: Any, args: tuple[Any, ...], options: dict[str, int]) -> Compiled:
+def _compile(name: str, kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Compiled:
     signature, constants, aligned = {}, {}, {}
     for index, (parameter, value) in enumerate(zip(kernel.params, args, strict=True)):
         constant = parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1)

@@ -76,17 +76,18 @@ def rows_kernel(
     """One block of a b^T: BLOCK_M rows (of one group) by BLOCK_N columns. `tiles` of K."""
     block_m, block_n = swizzled(tl.program_id(0), blocks_m, tl.cdiv(N, BLOCK_N), SWIZZLE)
     row, end, column = block_m * BLOCK_M, M, block_n * BLOCK_N
-    expert = 0
+    row_b = column
     if GROUPED:
         expert, start, end, first = group_of(ends, M, E, block_m, BLOCK_M, EXPERTS)
         row = start + (block_m - first) * BLOCK_M
         tiles = tl.where(expert < E, tiles, 0)  # rows of no group are zero
         expert = tl.minimum(expert, E - 1)
+        row_b += expert * N
+        b_scales += expert.to(tl.int64) * b_scale_expert
     if row < end:
-        b_scales += expert.to(tl.int64) * b_scale_expert if GROUPED else 0
         b_scales += (column // WIDTH if B_BLOCKS else column) * b_scale_row
         total = tile_sum(
-            a, b, a_scales + row.to(tl.int64) * a_scale_row, b_scales, row, expert * N + column, 0, tiles,
+            a, b, a_scales + row.to(tl.int64) * a_scale_row, b_scales, row, row_b, 0, tiles,
             end - row, N - column, a_scale_row, a_scale_tile, b_scale_row, b_scale_tile, BLOCK_M, BLOCK_N, B_BLOCKS,
         )  # fmt: skip
         write(out + row.to(tl.int64) * pitch + column, total, end - row, N - column, pitch, ACCUMULATE)
