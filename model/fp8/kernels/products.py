@@ -169,7 +169,7 @@ def descriptor(values: Tensor, rows: int) -> TensorDescriptor:
 
 def _rows(a: Quantized, b: Quantized, offsets: Tensor | None, out: Tensor, accumulate: bool) -> Tensor:
     (m, k), n, experts = a.shape, b.shape[-2], 1 if offsets is None else len(offsets)
-    if not out.numel() or not k:
+    if not out.numel() or not b.values.numel():
         return out if accumulate else out.zero_()
     block, warps, stages = launch_shape(m // experts)
     blocks_m = (m + (block - 1) * (experts + (offsets is not None))) // block

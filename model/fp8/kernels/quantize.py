@@ -118,8 +118,8 @@ def quantize_both(
 
 
 def quantize_weight(weight: Tensor, *, power_of_two: bool = False) -> Quantized:
-    *leading, n, k = weight.shape
-    x = weight.reshape(-1, n, k)
+    n, k = weight.shape[-2:]
+    x = weight.reshape(weight.shape[:-2].numel(), n, k)
     x = x if x.stride(2) == 1 else x.contiguous()
     values = empty_values(*weight.shape, device=weight.device)
     scales = torch.empty(scale_shape(weight.shape), device=weight.device)
