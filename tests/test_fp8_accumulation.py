@@ -1,7 +1,7 @@
 """Why sums are promoted to float32 every 128 of K (V3 report, section 3.5.2), on an emulated tensor core.
 
-The emulation is the mildest reading of "retaining around 14 bits": one instruction adds 32 exact products to its sum, and
-the sum is cut to 14 bits. Cutting every single product would make the error larger still.
+The emulation is the mildest reading of "retaining around 14 bits": one instruction adds 32 exact products to its sum,
+and the sum is cut to 14 bits. Cutting every single product would make the error larger still.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def tensor_core(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def relative_errors(k: int) -> tuple[float, float]:
-    """The largest of a sum of BITS bits all through, and of one that is promoted every 128. Positive numbers, so that no
-    sum is small by chance; all of one scale, so that it need not be applied in between."""
+    """The largest of a sum of BITS bits all through, and of one that is promoted every 128. Positive numbers, so that
+    no sum is small by chance; all of one scale, so that it need not be applied in between."""
     generator = torch.Generator().manual_seed(0)
     a, b = (quantize_activation(torch.rand(16, k, generator=generator), power_of_two=True) for _ in range(2))
     x, y = scaled(a), scaled(b)
