@@ -4,7 +4,7 @@
 
 Medians of --repeats launches, the cache cleared before each. Products: TFLOP/s of 2MNK. Quantisation: GB/s of all that
 is read and written. Quantising operands is not part of a product's time, but of the layer's. `error` of the kernels is
-|difference| / |product| in Frobenius norms, from the torch reference on the same operands: what tensor cores' sums lose.
+|difference| / |product| in Frobenius norms, from the torch reference on the same operands: the tensor cores' sums.
 Without a GPU that runs the kernels it says so and exits with status 2.
 """
 

@@ -1,4 +1,4 @@
-"""The Triton kernels, in Triton's interpreter, against the torch reference and float64.
+"""The Triton kernels against the torch reference and float64: on a GPU that runs them, or in Triton's interpreter.
 
 TRITON_INTERPRET=1 python -m pytest -m slow tests/test_fp8_kernels.py
 """
