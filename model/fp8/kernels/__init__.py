@@ -1,5 +1,7 @@
-"""The operators as Triton kernels, with blocks for Hopper. `TRITON_INTERPRET=1`, set before the import, runs them on
-CPU tensors, slowly. `reference.py` has the contracts; `python -m model.fp8.kernels.offline` compiles them without a GPU.
+"""The operators as Triton kernels, with blocks for Hopper; `reference.py` has the contracts.
+
+`TRITON_INTERPRET=1`, set before the import, runs them on CPU tensors, slowly. `python -m model.fp8.kernels.offline`
+compiles them without a GPU.
 """
 
 from model.fp8.kernels.products import fp8_gemm, grouped_gemm, grouped_wgrad

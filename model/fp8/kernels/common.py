@@ -1,7 +1,7 @@
 """What the kernels share: scales, quotients, where groups of tokens lie, how results are allocated.
 
-Blocks in kernels are [tokens M, channels K] of 128 × 128. Groups as in `quantized.py`; `EXPERTS` is a power of two above
-their number.
+Blocks in kernels are [tokens M, channels K] of 128 × 128. Groups as in `quantized.py`; `EXPERTS` is a power of two
+above their number.
 """
 
 import torch
@@ -15,8 +15,6 @@ from model.fp8.quantized import TILE
 WIDTH = tl.constexpr(TILE)
 E4M3_MAX = tl.constexpr(blocks.E4M3_MAX)
 SMALLEST_SCALE = tl.constexpr(blocks.SMALLEST_SCALE)
-INFINITY = tl.constexpr(float("inf"))
-NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit
@@ -29,23 +27,23 @@ def largest(x, AXIS: tl.constexpr):
 @triton.jit
 def scale_of(amax, FLOOR: tl.constexpr, POWER_OF_TWO: tl.constexpr):
     """`blocks.block_scales`, to the bit: division is rounded to the nearest (`/` would be approximate)."""
-    finite = amax < INFINITY
+    finite = amax < float("inf")
     scale = tl.maximum(tl.div_rn(tl.maximum(amax, FLOOR), E4M3_MAX), SMALLEST_SCALE)
     if POWER_OF_TWO:
         bits = (scale.to(tl.int32, bitcast=True) + 0x007FFFFF) & 0x7F800000
         scale = bits.to(tl.float32, bitcast=True)
     if FLOOR == 0.0:
         scale = tl.where(amax == 0.0, 1.0, scale)
-    return tl.where(finite, scale, NAN)
+    return tl.where(finite, scale, float("nan"))
 
 
 @triton.jit
 def divided(x, scale):
     """x / scale as E4M3, for a scale of the same number of dimensions.
 
-    The quotient is corrected once by its remainder, with the scale's rounded reciprocal: it is within 2^-46 of the exact
-    one before it is rounded to float32. Three instructions an element where IEEE division takes about ten, and these
-    kernels should wait for memory only. `lift` keeps remainders of tiny tiles out of the subnormals.
+    The quotient is corrected once by its remainder, with the scale's rounded reciprocal: it is within 2^-46 of the
+    exact one before it is rounded to float32. Three instructions an element where IEEE division takes about ten, and
+    these kernels should wait for memory only. `lift` keeps remainders of tiny tiles out of the subnormals.
     """
     lift = tl.where(scale < 8.67e-19, 1.2676506002282294e30, 1.0)  # 2^-60, 2^100
     scale = scale * lift

@@ -76,17 +76,18 @@ def rows_kernel(
     """One block of a b^T: BLOCK_M rows (of one group) by BLOCK_N columns. `tiles` of K."""
     block_m, block_n = swizzled(tl.program_id(0), blocks_m, tl.cdiv(N, BLOCK_N), SWIZZLE)
     row, end, column = block_m * BLOCK_M, M, block_n * BLOCK_N
-    expert = 0
+    row_b = column
     if GROUPED:
         expert, start, end, first = group_of(ends, M, E, block_m, BLOCK_M, EXPERTS)
         row = start + (block_m - first) * BLOCK_M
         tiles = tl.where(expert < E, tiles, 0)  # rows of no group are zero
         expert = tl.minimum(expert, E - 1)
+        row_b += expert * N
+        b_scales += expert.to(tl.int64) * b_scale_expert
     if row < end:
-        b_scales += expert.to(tl.int64) * b_scale_expert if GROUPED else 0
         b_scales += (column // WIDTH if B_BLOCKS else column) * b_scale_row
         total = tile_sum(
-            a, b, a_scales + row.to(tl.int64) * a_scale_row, b_scales, row, expert * N + column, 0, tiles,
+            a, b, a_scales + row.to(tl.int64) * a_scale_row, b_scales, row, row_b, 0, tiles,
             end - row, N - column, a_scale_row, a_scale_tile, b_scale_row, b_scale_tile, BLOCK_M, BLOCK_N, B_BLOCKS,
         )  # fmt: skip
         write(out + row.to(tl.int64) * pitch + column, total, end - row, N - column, pitch, ACCUMULATE)
@@ -96,7 +97,8 @@ def rows_kernel(
 def tokens_kernel(
     dy, x, dy_scales, x_scales, out, ends, N, K, E,
     dy_scale_row, dy_scale_tile, x_scale_row, x_scale_tile, out_expert, pitch,
-    EXPERTS: tl.constexpr, ACCUMULATE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SWIZZLE: tl.constexpr,
+    EXPERTS: tl.constexpr, ACCUMULATE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SWIZZLE: tl.constexpr,
 ):  # fmt: skip
     """One block of one expert's weight gradient: BLOCK_M rows of dy^T [N, ...] by BLOCK_N of x^T [K, ...]."""
     block_n, block_k = swizzled(tl.program_id(0), tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), SWIZZLE)
@@ -144,7 +146,8 @@ def grouped_wgrad(
     tokens_kernel[grid](
         descriptor(dy_t.values, block), descriptor(x_t.values, BLOCK_N), dy_t.scales, x_t.scales, out, offsets,
         n, k, experts, *dy_t.scales.stride(), *x_t.scales.stride(), *out.stride()[:2],
-        experts_above(experts), accumulate is not None, block, BLOCK_N, SWIZZLE, num_warps=warps, num_stages=stages,
+        experts_above(experts), accumulate is not None, block, BLOCK_N, SWIZZLE,
+        num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip
     return out
 
@@ -166,7 +169,7 @@ def descriptor(values: Tensor, rows: int) -> TensorDescriptor:
 
 def _rows(a: Quantized, b: Quantized, offsets: Tensor | None, out: Tensor, accumulate: bool) -> Tensor:
     (m, k), n, experts = a.shape, b.shape[-2], 1 if offsets is None else len(offsets)
-    if not out.numel() or not k:
+    if not out.numel() or not b.values.numel():
         return out if accumulate else out.zero_()
     block, warps, stages = launch_shape(m // experts)
     blocks_m = (m + (block - 1) * (experts + (offsets is not None))) // block
@@ -175,7 +178,7 @@ def _rows(a: Quantized, b: Quantized, offsets: Tensor | None, out: Tensor, accum
         m, n, experts, a.scales.shape[1], blocks_m, *a.scales.stride(),
         0 if offsets is None else b.scales.stride(0), *b.scales.stride()[-2:], out.stride(0),
         offsets is not None, experts_above(experts), b.tile == BLOCK, accumulate, block, BLOCK_N, SWIZZLE,
-        num_warps=warps, num_stages=stages,
+        num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip
     return out
 

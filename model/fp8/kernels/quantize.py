@@ -23,7 +23,7 @@ WARPS = 8
 
 @triton.jit
 def store_rows(x, values, scales, row, end, column, K, M, pitch, FLOOR: tl.constexpr, POWER_OF_TWO: tl.constexpr):
-    """x [128 tokens, 128 channels] in 1 × 128 tiles: rows of values [M, K], scales [M, T] kept by columns."""
+    """x [tokens, 128 channels] in 1 × 128 tiles: rows of values [M, K], scales [M, T] kept by columns."""
     scale = scale_of(largest(x, 1), FLOOR, POWER_OF_TWO)
     rows, columns = row + tl.arange(0, x.shape[0]), column + tl.arange(0, WIDTH)
     there = (rows < end)[:, None] & (columns < K)[None, :]
@@ -54,18 +54,18 @@ def tiles_kernel(
     x, x_scales, ends, row_values, row_scales, column_values, column_scales,
     M, K, E, x_pitch, row_pitch, column_pitch, x_scale_m, x_scale_k, limit,
     FLOOR: tl.constexpr, POWER_OF_TWO: tl.constexpr, SCALED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    GROUPED: tl.constexpr, EXPERTS: tl.constexpr,
+    GROUPED: tl.constexpr, EXPERTS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """One block of 128 tokens (of one group) by 128 channels. SCALED: x is E4M3 with scales. limit: columns of the
-    transpose."""
+    """One block of TOKENS tokens (of one group; 128 if COLUMNS) by 128 channels. SCALED: x is E4M3 with scales.
+    limit: columns of the transpose."""
     tile, column = tl.program_id(1), tl.program_id(0) * WIDTH
-    row, end = tile * WIDTH, M
+    row, end = tile * TOKENS, M
     owned_end = end
     if GROUPED:
-        group, start, end, first = group_of(ends, M, E, tile, WIDTH, EXPERTS)
-        row = start + (tile - first) * WIDTH
+        group, start, end, first = group_of(ends, M, E, tile, TOKENS, EXPERTS)
+        row = start + (tile - first) * TOKENS
         owned_end = tl.where(group < E, end, row)  # rows of no group are in no transpose
-    rows, columns = row + tl.arange(0, WIDTH), column + tl.arange(0, WIDTH)
+    rows, columns = row + tl.arange(0, TOKENS), column + tl.arange(0, WIDTH)
     there = (rows < end)[:, None] & (columns < K)[None, :]
     block = tl.load(x + rows.to(tl.int64)[:, None] * x_pitch + columns[None, :], there, 0.0).to(tl.float32)
     if SCALED:
@@ -118,8 +118,8 @@ def quantize_both(
 
 
 def quantize_weight(weight: Tensor, *, power_of_two: bool = False) -> Quantized:
-    *leading, n, k = weight.shape
-    x = weight.reshape(-1, n, k)
+    n, k = weight.shape[-2:]
+    x = weight.reshape(weight.shape[:-2].numel(), n, k)
     x = x if x.stride(2) == 1 else x.contiguous()
     values = empty_values(*weight.shape, device=weight.device)
     scales = torch.empty(scale_shape(weight.shape), device=weight.device)
@@ -170,12 +170,14 @@ def _tiles(
     if values.numel() or (by_column is not None and by_column.values.numel()):
         r, c = by_row or by_column, by_column or by_row
         assert r is not None and c is not None  # what is not asked for is not written
-        tiles_kernel[(-(-k // TILE), token_tiles(m, offsets))](
+        tokens, warps = (TILE, WARPS) if columns else (32, 4)
+        along_tokens = token_tiles(m, offsets) if columns else triton.cdiv(m, tokens)
+        tiles_kernel[(triton.cdiv(k, TILE), along_tokens)](
             values, scales, offsets, r.values, r.scales, c.values, c.scales,
             m, k, 0 if offsets is None else len(offsets),
             values.stride(0), r.values.stride(0), c.values.stride(0),
             *((0, 0) if scales is None else scales.stride()), c.shape[1],
             floor or 0.0, power_of_two, scales is not None, rows, columns,
-            offsets is not None, 1 if offsets is None else experts_above(len(offsets)), num_warps=WARPS,
+            offsets is not None, 1 if offsets is None else experts_above(len(offsets)), tokens, num_warps=warps,
         )  # fmt: skip
     return by_row, by_column

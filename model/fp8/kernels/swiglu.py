@@ -1,4 +1,4 @@
-"""SwiGLU with quantisation, forward and backward: each reads its input once and writes nothing but E4M3.
+"""SwiGLU with quantisation, forward and backward: each reads only its input and writes only E4M3.
 
 Fused where both halves are whole tiles (I a multiple of 128); otherwise torch computes and the other kernels quantise.
 """
@@ -10,6 +10,7 @@ from torch import Tensor
 from model.fp8.blocks import AMAX_FLOOR
 from model.fp8.kernels.common import WIDTH, experts_above, group_of
 from model.fp8.kernels.quantize import (
+    WARPS,
     columns_for,
     quantize_activation,
     quantize_both,
@@ -49,9 +50,13 @@ def backward_kernel(
     M, N, E, d_out_pitch, kept_pitch, kept_scale_m, kept_scale_k, d_pitch, d_t_pitch, out_t_pitch, limit,
     POWER_OF_TWO: tl.constexpr, GROUPED: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
-    """N channels of the output. 128 tokens (of one group) by 128 channels: the gradients of gate and up by rows and by columns, and the output
-    once more by columns."""
-    tile, column = tl.program_id(1), tl.program_id(0) * WIDTH
+    """N channels of the output; 128 tokens (of one group) by 128 channels of one of three results: the gradient of gate
+    or of up, by rows and by columns, or the output, by columns.
+
+    All three in one program would not fit into registers. They follow each other, so that two find their input in the
+    cache.
+    """
+    part, column, tile = tl.program_id(0) % 3, tl.program_id(0) // 3 * WIDTH, tl.program_id(1)
     row, end = tile * WIDTH, M
     owned_end = end
     if GROUPED:
@@ -62,23 +67,23 @@ def backward_kernel(
     there = (rows < end)[:, None]
     columns = column + tl.arange(0, WIDTH)[None, :]
     row_of = rows.to(tl.int64)[:, None]
-    gradient = tl.load(d_out + row_of * d_out_pitch + columns, there, 0.0).to(tl.float32)
     scales = kept_scales + rows.to(tl.int64) * kept_scale_m
     gate = tl.load(kept + row_of * kept_pitch + columns, there, 0.0).to(tl.float32)
     gate *= tl.load(scales + column // WIDTH * kept_scale_k, rows < end, 0.0)[:, None]
     up = tl.load(kept + row_of * kept_pitch + columns + N, there, 0.0).to(tl.float32)
     up *= tl.load(scales + (column + N) // WIDTH * kept_scale_k, rows < end, 0.0)[:, None]
     sigmoid = tl.sigmoid(gate)
-    silu = gate * sigmoid
-    d_gate = gradient * up * (sigmoid * (1 + gate * (1 - sigmoid)))
-    store_rows(d_gate, d_values, d_scales, row, end, column, 2 * N, M, d_pitch, 0.0, False)
-    store_columns(d_gate, d_t_values, d_t_scales, tile, row, owned_end, limit, column, 2 * N, d_t_pitch, 0.0, False)
-    d_up = gradient * silu
-    store_rows(d_up, d_values, d_scales, row, end, column + N, 2 * N, M, d_pitch, 0.0, False)
-    store_columns(d_up, d_t_values, d_t_scales, tile, row, owned_end, limit, column + N, 2 * N, d_t_pitch, 0.0, False)
-    store_columns(
-        silu * up, out_t_values, out_t_scales, tile, row, owned_end, limit, column, N, out_t_pitch, FLOOR, POWER_OF_TWO
-    )
+    if part == 2:
+        store_columns(
+            gate * sigmoid * up, out_t_values, out_t_scales, tile, row, owned_end, limit, column, N, out_t_pitch,
+            FLOOR, POWER_OF_TWO,
+        )  # fmt: skip
+    else:
+        d = tl.load(d_out + row_of * d_out_pitch + columns, there, 0.0).to(tl.float32)
+        d *= tl.where(part == 0, up * (sigmoid * (1 + gate * (1 - sigmoid))), gate * sigmoid)
+        column += part * N
+        store_rows(d, d_values, d_scales, row, end, column, 2 * N, M, d_pitch, 0.0, False)
+        store_columns(d, d_t_values, d_t_scales, tile, row, owned_end, limit, column, 2 * N, d_t_pitch, 0.0, False)
 
 
 def swiglu_quantize(gate_up: Tensor, *, power_of_two: bool = False) -> tuple[Quantized, Quantized]:
@@ -90,7 +95,7 @@ def swiglu_quantize(gate_up: Tensor, *, power_of_two: bool = False) -> tuple[Qua
     if gate_up.numel():
         forward_kernel[(inner // TILE, triton.cdiv(tokens, ROWS))](
             gate_up, out.values, out.scales, kept.values, kept.scales, tokens, inner,
-            gate_up.stride(0), out.values.stride(0), kept.values.stride(0), power_of_two, ROWS, num_warps=8,
+            gate_up.stride(0), out.values.stride(0), kept.values.stride(0), power_of_two, ROWS, num_warps=WARPS,
         )  # fmt: skip
     return out, kept
 
@@ -111,10 +116,10 @@ def swiglu_quantize_backward(
         columns_for(tokens, inner, offsets, device),
     )
     if found.out_t.values.numel():
-        backward_kernel[(inner // TILE, token_tiles(tokens, offsets))](
+        backward_kernel[(3 * (inner // TILE), token_tiles(tokens, offsets))](
             d_out, gate_up.values, gate_up.scales, offsets, *(part for q in found for part in (q.values, q.scales)),
             tokens, inner, 0 if offsets is None else len(offsets), d_out.stride(0), gate_up.values.stride(0),
             *gate_up.scales.stride(), *(q.values.stride(0) for q in found), found.out_t.shape[1],
-            power_of_two, offsets is not None, 1 if offsets is None else experts_above(len(offsets)), num_warps=16,
+            power_of_two, offsets is not None, 1 if offsets is None else experts_above(len(offsets)), num_warps=WARPS,
         )  # fmt: skip
     return found
