@@ -26,13 +26,14 @@ lint: $(VENV)/installed
 install: $(VENV)/installed
 
 # uv resolves and installs in seconds. It does not read pip's configuration, so a local folder of wheels that
-# pip is told of (find-links) is handed on.
+# pip is told of (find-links) is handed on. Bytecode is compiled once, here: else every process compiles torch again
+# wherever Python may not write beside its sources.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "r1forge needs Python >= 3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	UV_FIND_LINKS="$$($(BIN)/python -m pip config get global.find-links 2>/dev/null || true)" \
-		$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[test]'
+		$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[test]'
 	touch $@
 
 $(VENV)/triton: $(VENV)/installed

@@ -16,6 +16,8 @@ def rows_of(folder: Path) -> list[tuple[str, dict[str, float], float]]:
     found = []
     for path in sorted(folder.glob("*/summary.json"), key=lambda p: p.stat().st_mtime):
         summary = json.loads(path.read_text())
+        if "evaluation" not in summary:  # traces and data are not measured
+            continue
         prefix = "eval/held_out/"
         metrics = {k.removeprefix(prefix): v for k, v in summary["evaluation"].items() if k.startswith(prefix)}
         found.append((path.parent.name, metrics, summary.get("seconds", math.nan)))

@@ -5,6 +5,7 @@
     messages         a conversation in `messages` or `conversations`; the last turn is the response
     openr1           OpenR1-Math: problem, answer, generations (a list), finish_reasons or is_reasoning_complete
     openthoughts     OpenThoughts: conversations whose thought stands between <|begin_of_thought|> marks
+    gsm8k            question, answer: a worked solution whose last line is "#### N"
     odyssey          {"Problem_7": "worked solution, then its answer as JSON"}
     reasoning-gym    a whole results file of reasoning-gym-eval: metadata, categories, datasets, results
     traces           a table that we wrote
@@ -21,7 +22,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from data.answers import clean_answer
+from data.answers import clean_answer, split_gsm8k
 from data.errors import DataError, did_you_mean
 from data.sources import Row, find_files, read_rows
 from data.split import normalise_statement
@@ -191,6 +192,23 @@ def _openr1(row: Row) -> Iterator[Trace]:
         )
 
 
+def _gsm8k(row: Row) -> Iterator[Trace]:
+    """The working without its calculator's marks is the reasoning, its number in a box the answer."""
+    parts = split_gsm8k(_text(row.values.get("answer"), "the answer", row))
+    if parts is None:
+        raise DataError(row.place, "the answer has no `#### N`", _FIX)
+    working, number = parts
+    yield Trace(
+        id="",
+        prompt=_prompt_text(row.values.get("question"), row),
+        thinking=working,
+        answer=f"\\boxed{{{number}}}",
+        gold=clean_answer(number),
+        source=row.source,
+        finish_reason="stop",
+    )
+
+
 _OPENING, _CLOSING = "```json\n", "\n```"
 
 
@@ -236,6 +254,7 @@ _ADAPTERS: dict[str, Callable[[Row], Iterator[Trace]]] = {
     "messages": lambda row: _conversation(row, split_message),
     "openthoughts": lambda row: _conversation(row, _marked_thought),
     "openr1": _openr1,
+    "gsm8k": _gsm8k,
     "odyssey": _odyssey,
     "traces": _own,
 }

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from data.errors import did_you_mean
 from data.spec import Files, ProblemSpec, Strict
 
-Adapter = Literal["table", "messages", "openr1", "openthoughts", "odyssey", "reasoning-gym", "traces"]
+Adapter = Literal["table", "messages", "openr1", "openthoughts", "gsm8k", "odyssey", "reasoning-gym", "traces"]
 TABLE_COLUMNS = ("id", "prompt", "completion", "thinking", "gold", "kind", "teacher", "finish_reason")
 
 

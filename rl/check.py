@@ -11,10 +11,11 @@ from data.spec import ProblemSpec
 from data.texts import load_texts
 from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
-from rl.check_tables import batch_table, memory_table, precision_table
-from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, RunSpec, SFTRecipe, StagesRecipe, TrainSpec
+from rl.check_tables import batch_table, config_of, memory_table, precision_table
+from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, RolloutSpec, RunSpec, SFTRecipe, StagesRecipe, TrainSpec
 from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe, LocalTeacher
+from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError, dump, nearest
 from rl.stages import stage_recipes
 
@@ -50,20 +51,21 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
         columns = _check_data("data", recipe.data, made)
         check_rewards("rewards", recipe.rewards, columns)
         warnings += _check_batches(recipe)
-        warnings += _check_positions(recipe, made)
+        warnings += check_positions("model", recipe.model, recipe.rollout, made)
+    if isinstance(recipe, GKDRecipe):
+        from rl.check_gkd import check_distillation
+
+        columns = _check_data("data", recipe.data, made)
+        if recipe.gkd.on_policy < 1:
+            _check_reasoning(recipe.data, columns)
+        warnings += check_distillation(recipe, made)
     if isinstance(recipe, SFTRecipe) and recipe.texts is not None and recipe.texts.path is not None:
         try:
             next(load_texts(recipe.texts))
         except ValueError as error:
             raise RecipeError(f"texts: {error}") from error
     if isinstance(recipe, SFTRecipe) and recipe.data is not None:
-        columns = _check_data("data", recipe.data, made)
-        if columns and "reasoning" not in columns and "{reasoning}" in _completion_template(recipe.data):
-            raise RecipeError(
-                "data.columns: no column `reasoning` to learn from"
-                f"{nearest('reasoning', columns)}; the data has {', '.join(columns)}: map one with "
-                "data.columns: {reasoning: COLUMN}"
-            )
+        _check_reasoning(recipe.data, _check_data("data", recipe.data, made))
     evaluation = recipe.evaluate
     if isinstance(evaluation, EvaluateSpec):
         sets = evaluation.problem_sets()
@@ -154,7 +156,8 @@ def _check_distillation(recipe: DistillRecipe, made: list[str]) -> list[str]:
 
 def _check_data(field: str, spec: ProblemSpec, made: list[str]) -> list[str]:
     """The columns of a data set; empty for one on the hub or of an earlier stage, which is not read before the run."""
-    if spec.hub is not None or spec.path in made:
+    paths = [spec.path] if isinstance(spec.path, str) else spec.path or []
+    if spec.hub is not None or any(path in made for path in paths):
         return []
     try:
         return describe_problems(spec)[0]
@@ -162,10 +165,16 @@ def _check_data(field: str, spec: ProblemSpec, made: list[str]) -> list[str]:
         raise RecipeError(f"{field}: {error}") from error
 
 
-def _completion_template(spec: ProblemSpec) -> str:
+def _check_reasoning(spec: ProblemSpec, columns: list[str]) -> None:
+    """Worked solutions need a column that has them, where the columns are known."""
     from data.templates import resolve_template
 
-    return resolve_template(spec.template).completion
+    if columns and "reasoning" not in columns and "{reasoning}" in resolve_template(spec.template).completion:
+        raise RecipeError(
+            "data.columns: no column `reasoning` to learn from"
+            f"{nearest('reasoning', columns)}; the data has {', '.join(columns)}: map one with "
+            "data.columns: {reasoning: COLUMN}"
+        )
 
 
 def check_rewards(field: str, specs: list[RewardSpec], columns: list[str]) -> None:
@@ -198,12 +207,7 @@ def _check_batches(recipe: GRPORecipe) -> list[str]:
         )
     if per_minibatch % world:
         warnings.append(f"grpo: {per_minibatch} prompts a mini-batch do not divide evenly over {world} processes")
-    longest = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
-    if longest > spec.tokens_per_microbatch:
-        warnings.append(
-            f"grpo.tokens_per_microbatch ({spec.tokens_per_microbatch}) is below the longest possible document "
-            f"({longest}): such a document is a micro-batch of its own, larger than the budget"
-        )
+    warnings += check_longest("grpo", spec.tokens_per_microbatch, recipe.rollout)
     if recipe.rollout.top_p < 1 or recipe.rollout.top_k:
         warnings.append(
             "rollout: top_p or top_k narrows what is sampled; log-probabilities of sampler and trainer then "
@@ -216,22 +220,29 @@ def _check_batches(recipe: GRPORecipe) -> list[str]:
     return warnings
 
 
-def _check_positions(recipe: GRPORecipe, made: list[str]) -> list[str]:
+def check_longest(block: str, budget: int, rollout: RolloutSpec) -> list[str]:
+    """A document that is longer than a micro-batch should be."""
+    longest = rollout.max_prompt_tokens + rollout.max_tokens
+    if longest <= budget:
+        return []
+    return [
+        f"{block}.tokens_per_microbatch ({budget}) is below the longest possible document ({longest}): such a document "
+        "is a micro-batch of its own, larger than the budget"
+    ]
+
+
+def check_positions(field: str, model: ModelSpec, rollout: RolloutSpec, made: list[str]) -> list[str]:
     """A model whose positions end before the longest document does."""
-    model = recipe.model
     limit = None
     if model.scratch is not None and model.scratch.preset is None:
         limit = model.scratch.max_positions
-    elif model.scratch is not None or (model.path not in made and Path(str(model.path)).is_dir()):
-        from rl.policy.load import load_tokenizer, model_config
-
-        tokenizer = load_tokenizer(model) if model.scratch is not None else None
-        limit = getattr(model_config(model, tokenizer), "max_position_embeddings", None)
-    need = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
+    elif model.path not in made:
+        limit = getattr(config_of(model, field), "max_position_embeddings", None)
+    need = rollout.max_prompt_tokens + rollout.max_tokens
     if limit is not None and need > limit:
         return [
-            f"rollout: max_prompt_tokens + max_tokens = {need}, beyond the model's {limit} positions; "
-            "quality may fall off there"
+            f"rollout: max_prompt_tokens + max_tokens = {need}, beyond the {limit} positions of `{field}`; quality may "
+            "fall off there"
         ]
     return []
 
@@ -246,7 +257,7 @@ def check(recipe: Any) -> str:
     stages = stage_recipes(recipe) if isinstance(recipe, StagesRecipe) else {"": recipe}
     for name, stage in stages.items():
         title = f" of stage {name}" if name else ""
-        if isinstance(stage, GRPORecipe | SFTRecipe):
+        if isinstance(stage, TrainSpec):
             parts += [f"# batches{title}", *batch_table(stage), ""]
         if isinstance(stage, DistillRecipe):
             from rl.distill.check import sampling_table

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl.recipe import GRPORecipe, ModelSpec, PrecisionSpec, SFTRecipe
+from rl.recipe import GRPORecipe, ModelSpec, PrecisionSpec, SFTRecipe, TrainSpec
+from rl.recipe_gkd import GKDRecipe
 
 if TYPE_CHECKING:
     from model.fp8.convert import Conversion
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
 GiB = 1024**3
 
 
-def batch_table(recipe: GRPORecipe | SFTRecipe) -> list[str]:
+def batch_table(recipe: TrainSpec) -> list[str]:
+    if isinstance(recipe, GKDRecipe):
+        from rl.check_gkd import distillation_batches
+
+        return distillation_batches(recipe)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if isinstance(recipe, SFTRecipe):
         sft = recipe.sft
@@ -22,6 +27,7 @@ def batch_table(recipe: GRPORecipe | SFTRecipe) -> list[str]:
             f"documents per update      {sft.batch_size} ({sft.batch_size / world:g} per process, {world} process(es))",
             f"tokens per micro-batch    {sft.tokens_per_microbatch} at most, per process",
         ]
+    assert isinstance(recipe, GRPORecipe)
     spec, rollout = recipe.grpo, recipe.rollout
     rollouts = spec.prompts_per_step * spec.samples_per_prompt
     batch = rollouts // spec.minibatches_per_step
@@ -45,7 +51,7 @@ def batch_table(recipe: GRPORecipe | SFTRecipe) -> list[str]:
 def memory_table(recipe: Any) -> list[str]:
     """Bytes per process. Weights and optimizer exactly; activations by a rule of thumb, said so."""
     spec: ModelSpec = recipe.model
-    config = known_config(spec)
+    config = config_of(spec)
     if config is None:
         return [f"{spec.path}: not here yet, so its size is not known"]
     count = parameter_count(config)
@@ -53,13 +59,13 @@ def memory_table(recipe: Any) -> list[str]:
     low = 2 if spec.dtype == "bfloat16" else 4
     rows = {"weights": count * low}
     if recipe.precision.kind == "fp8":
-        training = isinstance(recipe, GRPORecipe | SFTRecipe)
-        rows["FP8 weights"] = fp8_layers(config, recipe.precision).parameters * (2 if training else 1)  # and transposed
-    if isinstance(recipe, GRPORecipe | SFTRecipe):
+        copies = 2 if isinstance(recipe, TrainSpec) else 1  # transposed too
+        rows["FP8 weights"] = fp8_layers(config, recipe.precision).parameters * copies
+    if isinstance(recipe, TrainSpec):
         rows["float32 masters"] = count * 4 if low == 2 else 0
         rows["float32 gradients"] = count * 4
         rows["Adam moments"] = count * (8 if recipe.optimizer.moments == "float32" else 4)
-        tokens = (recipe.grpo if isinstance(recipe, GRPORecipe) else recipe.sft).tokens_per_microbatch
+        tokens = getattr(recipe, recipe.pipeline).tokens_per_microbatch  # type: ignore[attr-defined]
         # Rule of thumb, per token and layer: about 16 values of the hidden size and 4 of the feed-forward
         # size are kept for the backward pass; with checkpointing one of the hidden size, and one layer whole.
         layer = 16 * text.hidden_size + 4 * getattr(text, "intermediate_size", 4 * text.hidden_size)
@@ -71,21 +77,30 @@ def memory_table(recipe: Any) -> list[str]:
     if isinstance(recipe, GRPORecipe):
         if recipe.grpo.kl.coefficient:
             rows["reference"] = count * (low + 4 * (recipe.grpo.reference.ema is not None))
+    notes = []
+    if isinstance(recipe, GKDRecipe):
+        teacher = config_of(recipe.teacher, "teacher")
+        if teacher is None:
+            notes.append(f"teacher {recipe.teacher.path}: not here yet, so it is not counted")
+        else:
+            rows["teacher"] = parameter_count(teacher) * (2 if recipe.teacher.dtype == "bfloat16" else 4)
+        rows["teacher's logits"] = rows["logits, one chunk"]
+    if isinstance(recipe, GRPORecipe | GKDRecipe):
         capacity = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
         per_layer = cached_values(text) * low * recipe.rollout.max_slots * capacity
         rows["key/value slots"] = text.num_hidden_layers * per_layer
     lines = [f"{name:<22} {size / GiB:8.2f} GiB" for name, size in rows.items() if size]
-    return [f"parameters {count:,}", *lines, f"{'sum, at most':<22} {sum(rows.values()) / GiB:8.2f} GiB"]
+    return [f"parameters {count:,}", *lines, f"{'sum, at most':<22} {sum(rows.values()) / GiB:8.2f} GiB", *notes]
 
 
-def known_config(spec: ModelSpec) -> Any:
-    """The model's config, as far as it is here or said by a preset; else None."""
+def config_of(spec: ModelSpec, field: str = "model") -> Any:
+    """The model's config, as far as it is here, or may be known by its preset; otherwise None."""
     from rl.policy.load import is_local, load_tokenizer, model_config
 
     if spec.scratch is not None:
         return model_config(spec, load_tokenizer(spec))
     if spec.path is not None and is_local(spec.path) and Path(spec.path).is_dir():
-        return model_config(spec, None)
+        return model_config(spec, None, field)
     if spec.preset is not None:
         from model import MoEConfig
 
@@ -102,7 +117,7 @@ def precision_table(recipe: Any) -> list[str]:
     lines = [describe("cuda" if torch.cuda.is_available() else "cpu")]
     if recipe.precision.backend != "auto":
         lines = [f"FP8 by backend {recipe.precision.backend}, as the recipe asks"]
-    config = known_config(recipe.model)
+    config = config_of(recipe.model)
     if config is not None:
         found = fp8_layers(config, recipe.precision)
         share = found.parameters / parameter_count(config)

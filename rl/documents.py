@@ -21,8 +21,12 @@ def training_documents(recipe: SFTRecipe, tokenizer: Any) -> tuple[list[Document
     return solved_problems(recipe.data, tokenizer, recipe.sft.max_tokens)
 
 
-def solved_problems(spec: ProblemSpec, tokenizer: Any, max_tokens: int) -> tuple[list[Document], int]:
+def solved_problems(
+    spec: ProblemSpec, tokenizer: Any, max_tokens: int, limit: str = "sft.max_tokens"
+) -> tuple[list[Document], int]:
     """Prompt and worked solution of each problem, EOS included, and how many were too long.
+
+    limit: the recipe's name of max_tokens, for the error when no document is within it.
 
     The completion is tokenised apart from the prompt, as sampling will continue it.
     """
@@ -50,7 +54,7 @@ def solved_problems(spec: ProblemSpec, tokenizer: Any, max_tokens: int) -> tuple
         else:
             documents.append(Document(prompt.ids, ids))
     if not documents:
-        raise RecipeError(f"sft.max_tokens: no document is within {max_tokens} tokens")
+        raise RecipeError(f"{limit}: no document is within {max_tokens} tokens")
     return documents, dropped
 
 

@@ -6,96 +6,60 @@ The mathematics is in `objective/`, the tokens in `policy/packing.py`, the weigh
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from rewards import load_reward
-from rl.evaluate import Evaluator
-from rl.experience import (
-    Completion,
-    assign_advantages,
-    assign_rewards,
-    completions_of,
-    subtract_kl,
-    uninformative,
-)
+from rl.experience import Completion, assign_advantages, assign_rewards, subtract_kl, uninformative
 from rl.objective import aggregate, correction_weights, kl_estimate, mismatch, policy_loss
 from rl.objective.kl import saturate
-from rl.policy.backend import Processes, Replicated, learning_rate
-from rl.policy.load import DTYPES, load_model, load_tokenizer
-from rl.policy.moe import ExpertTraining
+from rl.policy.backend import Processes, learning_rate
 from rl.policy.packing import Pack
-from rl.policy.policy import Policy
-from rl.policy.precision import apply_precision
 from rl.policy.reference import Reference
-from rl.prompts import load_prompts, permuted, sampling_params
 from rl.recipe import GRPORecipe
-from rl.rollout import LocalSampler
-from rl.rollout.sampling import stream_key
-from rl.run.folder import Run
 from rl.run.progress import Timer
 from rl.train_log import GRPOLog, step_line
+from rl.training import SamplingTraining
 
 
-class GRPO:
+class GRPO(SamplingTraining):
     """The state of a run and its step. `run()` is the whole of it."""
 
+    recipe: GRPORecipe
+    name = "grpo"
+
     def __init__(self, recipe: GRPORecipe, processes: Processes):
-        self.recipe, self.processes = recipe, processes
-        self.run_folder = Run(recipe, processes.rank, recipe.checkpoint.keep)
+        super().__init__(recipe, processes)
         self.rewards = [load_reward(spec) for spec in recipe.rewards]
-        self.tokenizer = load_tokenizer(recipe.model)
-        rollout = recipe.rollout
-        self.prompts = load_prompts(
-            recipe.data,
-            self.tokenizer,
-            max_tokens=rollout.max_prompt_tokens,
-            over_long=rollout.over_long_prompts,
-        )
+        self.prompts = self.load_prompts()
         for reward in self.rewards:
             reward.check_columns(self.prompts.items[0].row)
-        model = load_model(recipe.model, self.tokenizer, seed=recipe.seed, dtype=torch.float32).to(processes.device)
-        apply_precision(model, recipe.precision, self.run_folder.progress)
-        self.backend = Replicated(model, DTYPES[recipe.model.dtype], recipe.optimizer, processes)
-        given = "moe" in recipe.model_fields_set
-        self.experts = ExpertTraining.of(model, recipe.moe, self.total_updates, given)
-        self.policy = Policy(model, temperature=rollout.temperature, experts=self.experts)
-        self.policy.check_packing()
+        self.load_policy(recipe.moe, recipe.rollout.temperature)
         self.reference = Reference(self.policy, recipe.grpo.reference) if recipe.grpo.kl.coefficient else None
-        self.sampler = LocalSampler(
-            model,
-            self.tokenizer,
-            max_slots=rollout.max_slots,
-            slots=self.policy.packed,
-            draft_tokens=rollout.draft_tokens,
-            record_routing=self.experts is not None and recipe.moe.replay_routing,
-        )
-        self.sampler.progress = lambda done, all_: self.run_folder.progress.update(f"{done}/{all_} completions")
-        self.evaluator = Evaluator.of(recipe, self.tokenizer, processes)
-        self.updates = self.cursor = self.steps_done = 0
-        self.seconds = 0.0
+        self.sampler = self.load_sampler(record_routing=self.experts is not None and recipe.moe.replay_routing)
+        self.cursor = 0  # place in the stream of prompts
 
     # ---- one step ------------------------------------------------------------------------------------
 
     def step(self, index: int) -> dict[str, float]:
         """Samples prompts_per_step groups and makes minibatches_per_step * epochs_per_step updates."""
         spec, log, timer = self.recipe.grpo, GRPOLog(), Timer()
-        with timer("rollout"), self.run_folder.progress.phase(f"step {index}: rollout"):
+        with timer("rollout"), self.folder.progress.phase(f"step {index}: rollout"):
             batch = self.rollout(index, log, timer)
         assign_advantages(batch, spec.advantage, self.backend.gather([(c.group, c.reward) for c in batch]))
 
         several = spec.minibatches_per_step * spec.epochs_per_step > 1
         kl_in_reward = self.reference is not None and spec.kl.place == "reward"
         if (several and spec.old_logprobs == "trainer") or kl_in_reward:
-            with timer("old_logprobs"), self.run_folder.progress.phase(f"step {index}: log-probabilities"):
+            with timer("old_logprobs"), self.folder.progress.phase(f"step {index}: log-probabilities"):
                 self.score_old(batch, kl_in_reward)
             if kl_in_reward:
                 subtract_kl(batch, spec.kl.coefficient)
 
         prompts_per_minibatch = spec.prompts_per_step // spec.minibatches_per_step
-        with timer("train"), self.run_folder.progress.phase(f"step {index}: training"):
+        with timer("train"), self.folder.progress.phase(f"step {index}: training"):
             for _ in range(spec.epochs_per_step):
                 for number in range(spec.minibatches_per_step):
                     minibatch = [c for c in batch if c.group // prompts_per_minibatch == number]
@@ -104,7 +68,6 @@ class GRPO:
         with timer("sync"):
             self.sampler.update_weights((), self.updates)  # the sampler shares the trainer's tensors
         self.cursor += spec.prompts_per_step
-        self.steps_done = index
         self.save_samples(index, batch)
         log.batch(batch)
         return {**log.finish(self.backend), **{f"time/{k}": v for k, v in timer.seconds.items()}}
@@ -130,16 +93,12 @@ class GRPO:
 
     def sample(self, index: int, wanted: dict[int, int], log: GRPOLog, timer: Timer) -> list[Completion]:
         """Completions with rewards for groups {group: position in the stream of prompts}."""
-        rollout = self.recipe.rollout
-        positions = list(wanted.values())
-        prompts = [self.prompts.items[permuted(p, len(self.prompts), self.recipe.seed)] for p in positions]
-        seed = stream_key(self.recipe.seed, index)
-        params = sampling_params(rollout, self.recipe.grpo.samples_per_prompt, seed)
-        samples = self.sampler.generate([p.ids for p in prompts], params, streams=positions)
+        batch = self.draw(index, wanted, self.recipe.grpo.samples_per_prompt)
         log.drafts(self.sampler.acceptance)
-        batch = completions_of(prompts, list(wanted), positions, samples, self.tokenizer)
         with timer("reward"):
-            assign_rewards(batch, self.rewards, self.prompts, self.recipe.grpo.truncation, rollout.max_tokens)
+            assign_rewards(
+                batch, self.rewards, self.prompts, self.recipe.grpo.truncation, self.recipe.rollout.max_tokens
+            )
         return batch
 
     @torch.no_grad()
@@ -179,11 +138,6 @@ class GRPO:
         log.update(norm, rate, updated)
         if self.reference is not None:
             self.reference.updated(self.updates)
-
-    @property
-    def total_updates(self) -> int:
-        spec = self.recipe.grpo
-        return spec.steps * spec.minibatches_per_step * spec.epochs_per_step
 
     def contributes(self, completion: Completion) -> bool:
         """Whether the completion's gradient can be other than zero; if not, its forward is left out."""
@@ -245,83 +199,34 @@ class GRPO:
 
     # ---- the run -------------------------------------------------------------------------------------
 
-    def run(self) -> dict[str, Any]:
-        recipe, folder = self.recipe, self.run_folder
-        self.resume()
-        folder.progress.line(
-            f"grpo: {len(self.prompts)} prompts ({self.prompts.dropped} over-long dropped), "
-            f"{sum(p.numel() for p in self.policy.model.parameters()):,} parameters, {self.backend.world} process(es)"
-        )
-        evaluation = recipe.evaluate
-        if evaluation and evaluation.at_start and self.steps_done == 0:
-            self.evaluate(0)
-        for index in range(self.steps_done + 1, recipe.grpo.steps + 1):
-            if recipe.grpo.max_seconds and self.seconds >= recipe.grpo.max_seconds:
-                break
-            start = time.perf_counter()
-            metrics = self.step(index)
-            metrics["time/step"] = time.perf_counter() - start
-            self.seconds += self.backend.gather(metrics["time/step"])[0]
-            if evaluation and evaluation.every and index % evaluation.every == 0 and index < recipe.grpo.steps:
-                metrics |= self.evaluate(index, write=False)
-            if folder.metrics:
-                folder.metrics.write(index, metrics)
-            folder.progress.line(step_line(index, recipe.grpo.steps, metrics))
-            if index % recipe.checkpoint.every == 0 or index == recipe.grpo.steps:
-                self.save(index)
-        return self.finish()
+    @property
+    def total_steps(self) -> int:
+        return self.recipe.grpo.steps
 
-    def finish(self) -> dict[str, Any]:
-        results = self.evaluate(self.steps_done) if self.evaluator else {}
-        model = self.run_folder.folder / "model"
-        if self.processes.rank == 0:
-            self.run_folder.write_model(self.policy.model, self.tokenizer)
-        self.processes.barrier()
-        summary = {
-            "pipeline": "grpo", "model": str(model), "steps": self.steps_done, "updates": self.updates,
-            "seconds": self.seconds, "evaluation": results,
-        }  # fmt: skip
-        self.run_folder.finish(summary)
-        return summary
+    @property
+    def total_updates(self) -> int:
+        spec = self.recipe.grpo
+        return spec.steps * spec.minibatches_per_step * spec.epochs_per_step
 
-    def evaluate(self, step: int, write: bool = True) -> dict[str, float]:
-        if self.evaluator is None:
-            return {}
-        return self.evaluator.measure(self.policy, self.run_folder, step, version=self.updates, write=write)
+    @property
+    def max_seconds(self) -> float | None:
+        return self.recipe.grpo.max_seconds
 
-    def save_samples(self, index: int, batch: list[Completion]) -> None:
-        rows = [row for part in self.backend.gather([c.record(index) for c in batch]) for row in part]
-        if self.processes.rank:
-            return
-        rows.sort(key=lambda row: row["group"])
-        self.run_folder.write_samples(f"samples/step_{index:08d}.parquet", rows)
-        every = self.recipe.log.samples_every
-        if every and index % every == 0:
-            self.run_folder.progress.samples(index, rows[: self.recipe.log.samples_shown])
+    def describe(self) -> str:
+        return f"{len(self.prompts)} prompts ({self.prompts.dropped} over-long dropped)"
 
-    def save(self, step: int) -> None:
-        """Everything that the next step depends on. Random streams are keyed by (seed, step, prompt, sample)."""
-        if self.processes.rank == 0:
-            state = {
-                "step": step, "updates": self.updates, "cursor": self.cursor, "seconds": self.seconds,
-                **self.backend.state(),
-                **(self.reference.state() if self.reference and self.reference.moves else {}),
-            }  # fmt: skip
-            self.run_folder.checkpoints.save(step, state)
-        self.processes.barrier()
+    def line(self, index: int, metrics: Mapping[str, float]) -> str:
+        return step_line(index, self.total_steps, metrics)
 
-    def resume(self) -> None:
-        state = self.run_folder.checkpoints.load_latest() if self.recipe.resume == "auto" else None
-        if state is not None:
-            self.backend.load_state(state)
-            if self.reference is not None and self.reference.moves:
-                self.reference.load_state(state)
-            self.steps_done, self.updates = state["step"], state["updates"]
-            self.cursor, self.seconds = state["cursor"], state["seconds"]
-            self.sampler.update_weights((), self.updates)
-            self.run_folder.progress.line(f"resumed after step {self.steps_done}")
-        self.run_folder.rewind(self.steps_done if state is not None else -1)
-        self.processes.barrier()
+    def state(self) -> dict[str, Any]:
+        moved = self.reference.state() if self.reference and self.reference.moves else {}
+        return {**super().state(), "cursor": self.cursor, **moved}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        if self.reference is not None and self.reference.moves:
+            self.reference.load_state(state)
+        self.cursor = state["cursor"]
 
 
 def run_grpo(recipe: GRPORecipe, processes: Processes) -> dict[str, Any]:

@@ -9,9 +9,10 @@ Batch sizes, once and for all:
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data.spec import ProblemSpec, TextSpec
 from rewards.spec import RewardSpec
@@ -348,6 +349,14 @@ class StagesRecipe(Strict):
     seed: int = 0
     values: dict[str, Any] = Field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = Field(min_length=1)
+
+    @field_validator("stages")
+    @classmethod
+    def _names(cls, stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in stages:
+            if not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(f"{name!r}: a stage's name is of letters, digits, _ and -: ${{NAME.FIELD}} names it")
+        return stages
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

@@ -17,17 +17,20 @@ from pydantic_core import ErrorDetails
 from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
 from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe
+from rl.recipe_gkd import GKDRecipe
 
 PIPELINES: dict[str, type[BaseModel]] = {
     "data": DataRecipe,
     "grpo": GRPORecipe,
     "sft": SFTRecipe,
+    "gkd": GKDRecipe,
     "eval": EvalRecipe,
     "distill": DistillRecipe,
     "stages": StagesRecipe,
 }
 Recipe = Annotated[
-    DataRecipe | GRPORecipe | SFTRecipe | EvalRecipe | DistillRecipe | StagesRecipe, Field(discriminator="pipeline")
+    DataRecipe | GRPORecipe | SFTRecipe | GKDRecipe | EvalRecipe | DistillRecipe | StagesRecipe,
+    Field(discriminator="pipeline"),
 ]
 SHIPPED = (Path(__file__).parent / "shipped_recipes", Path(__file__).parent.parent / "recipes")
 
@@ -70,14 +73,24 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise RecipeError(f"{path.name} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"{path.name} must be a mapping of fields, such as `pipeline: grpo`")
-    base = raw.pop("extends", None)
-    if base is None:
-        return raw
-    parent = path.parent / str(base)
+    stages: Any = raw.get("stages")
+    for name, stage in stages.items() if isinstance(stages, dict) else ():
+        base = stage.get("extends") if isinstance(stage, dict) else None
+        if isinstance(base, str) and not base.startswith("${"):  # a stage may be a recipe of its own file
+            stages[name] = _extended(path, seen, f"stages.{name}.extends", base, stage)
+            if "output_dir" not in stage:  # not that recipe's: a stage has its folder in the pipeline's
+                stages[name].pop("output_dir", None)
+    base = raw.get("extends")
+    return raw if base is None else _extended(path, seen, "extends", str(base), raw)
+
+
+def _extended(path: Path, seen: tuple[Path, ...], field: str, base: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """`raw`, which stands in the file `path`, merged over the recipe file `base` beside it."""
+    parent = path.parent / base
     if not parent.is_file():
         siblings = [p.name for p in path.parent.glob("*.yaml")]
-        raise RecipeError(f"extends: no file {base} beside {path.name}{nearest(str(base), siblings)}")
-    return merge(read_yaml(parent, (*seen, path)), raw)
+        raise RecipeError(f"{field}: no file {base} beside {path.name}{nearest(base, siblings)}")
+    return merge(read_yaml(parent, (*seen, path)), {key: value for key, value in raw.items() if key != "extends"})
 
 
 # Naming one of these replaces what the base recipe said by another of its kind.

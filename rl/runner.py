@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from rl.policy.backend import LaunchError, Processes
 from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
 from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe
+from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError
 from rl.run.allocator import keep_freed_memory
 from rl.run.folder import Run
@@ -31,8 +33,23 @@ def run(recipe: Any) -> dict[str, Any]:
     except LaunchError as error:
         raise RecipeError(str(error)) from error
     if isinstance(recipe, StagesRecipe):
-        return run_stages(recipe, lambda stage: run_pipeline(stage, processes), processes)
-    return run_pipeline(recipe, processes)
+        summary = run_stages(recipe, lambda stage: run_pipeline(stage, processes), processes)
+    else:
+        summary = run_pipeline(recipe, processes)
+    if processes.rank == 0:
+        report(Path(recipe.output_dir))
+    return summary
+
+
+def report(folder: Path) -> None:
+    """Writes the run's HTML report. What the run has made is safe by now: nothing that fails here may undo it."""
+    from rl.report.command import write_report
+    from rl.report.read import ReportError
+
+    try:
+        print(f"report: {write_report(folder)}")
+    except ReportError as error:
+        print(f"no report: {error}")
 
 
 def run_pipeline(recipe: Any, processes: Processes) -> dict[str, Any]:
@@ -54,6 +71,10 @@ def run_pipeline(recipe: Any, processes: Processes) -> dict[str, Any]:
         from rl.sft import run_sft
 
         return run_sft(recipe, processes)
+    if isinstance(recipe, GKDRecipe):
+        from rl.gkd import run_gkd
+
+        return run_gkd(recipe, processes)
     if isinstance(recipe, EvalRecipe):
         from rl.evaluate import run_evaluation
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rl.recipe import GRPORecipe, StagesRecipe, TrainSpec
 from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe
+from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError, merge, nearest, validate
 from rl.run.folder import write_stages
 from rl.run.progress import Progress
@@ -139,4 +140,4 @@ def _placeholders(stage: Any) -> dict[str, Any]:
     if not isinstance(stage, TrainSpec):
         return {}
     fields = {"model": str(Path(stage.output_dir) / "model"), "seconds": 1.0, "updates": 1}
-    return {**fields, "steps": 1} if isinstance(stage, GRPORecipe) else fields
+    return {**fields, "steps": 1} if isinstance(stage, GRPORecipe | GKDRecipe) else fields

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,8 +75,7 @@ class GRPOLog:
 
     def finish(self, backend: Backend) -> dict[str, float]:
         """Means over everything, the same on every process."""
-        names = sorted({n for part in backend.gather(sorted(self.sums)) for n in part})
-        sums = backend.sum({n: self.sums.get(n, 0.0) for n in names})
+        sums = summed(self.sums, backend)
         maxima: dict[str, float] = {}
         for part in backend.gather(self.maxima):
             for name, value in part.items():
@@ -117,7 +116,13 @@ class GRPOLog:
         self.maxima[name] = max(self.maxima.get(name, -math.inf), float(torch.as_tensor(value)))
 
 
-def step_line(step: int, steps: int, m: dict[str, float]) -> str:
+def summed(sums: Mapping[str, float], backend: Backend) -> dict[str, float]:
+    """Sums over all processes, which need not have counted the same things."""
+    names = sorted({n for part in backend.gather(sorted(sums)) for n in part})
+    return backend.sum({n: sums.get(n, 0.0) for n in names})
+
+
+def step_line(step: int, steps: int, m: Mapping[str, float]) -> str:
     """One line a step for the log."""
     parts = [
         f"step {step}/{steps}",

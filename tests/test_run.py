@@ -44,6 +44,8 @@ def test_stages_feed_each_other_and_are_skipped_when_complete(tmp_path):
     result = run(str(path))
     assert result.returncode == 0, result.stderr
     assert "avg@k" in result.stdout and "rl" in result.stdout
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert all(f">{name}<" in report for name in ("cold", "rl", "more"))
     summary = json.loads((tmp_path / "run" / "rl" / "summary.json").read_text())
     control = json.loads((tmp_path / "run" / "more" / "summary.json").read_text())
     assert control["seconds"] >= summary["seconds"]

@@ -207,6 +207,16 @@ def test_conversations_and_openthoughts(tmp_path: Path) -> None:
     assert "the last turn is not the assistant's" in str(error)
 
 
+def test_gsm8k_solutions(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Half of 2,000?", "answer": "2000/2 = <<2000/2=1000>>1000\n#### 1,000"},
+        {"question": "1?", "answer": "no mark"},
+    ]
+    good, bad = imported(tmp_path, rows, "gsm8k")
+    assert parts([good]) == [("Half of 2,000?", "2000/2 = 1000", "\\boxed{1000}", "1000", "stop")]
+    assert isinstance(bad, DataError) and "no `#### N`" in str(bad)
+
+
 def test_odyssey_solutions(tmp_path: Path) -> None:
     rows = [
         {"Problem_1": 'Working.\n\n```json\n{\n    "reasoning": "r",\n    "answer": 15\n}\n```'},

@@ -108,9 +108,15 @@ def causal_mask(query_positions: Tensor, key_positions: Tensor, window: int | No
 
 
 def attention_core(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: Options) -> Tensor:
-    """softmax(scale q k^T) v with mask None meaning causal; q [N, H, Q, D], k and v [N, H, K, D]."""
+    """softmax(scale q k^T) v with mask None meaning causal; q [N, H, Q, D], k [N, H, K, D], v [N, H, K, E]."""
     if options.softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=options.scale)
+        # The fused kernel on CPU wants D = E. Latent attention has fewer values than keys: zeros cost less than the
+        # unfused path, which writes out all scores.
+        values, missing = v.shape[-1], q.shape[-1] - v.shape[-1]
+        if missing > 0 and q.device.type == "cpu":
+            v = F.pad(v, (0, missing))
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=options.scale)
+        return out[..., :values]
     if mask is None:
         steps = torch.arange(q.shape[-2], device=q.device)
         mask = causal_mask(steps, steps, None)

@@ -26,29 +26,29 @@ SUPPORTED_TYPES = frozenset(
 )  # fmt: skip
 
 
-def load_tokenizer(spec: ModelSpec) -> Any:
-    """The tokenizer, with a padding token (EOS where it has none)."""
+def load_tokenizer(spec: ModelSpec, field: str = "model") -> Any:
+    """The tokenizer, with a padding token (EOS where it has none). field: the recipe's name of `spec`, for errors."""
     from transformers import AutoTokenizer
 
     source = spec.tokenizer or spec.path
     if source is None:
         assert spec.scratch is not None
         return character_tokenizer(spec.scratch.characters)
-    with explained("model.tokenizer" if spec.tokenizer else "model.path", source):
+    with explained(f"{field}.tokenizer" if spec.tokenizer else f"{field}.path", source):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=spec.revision if source == spec.path else None)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def load_model(spec: ModelSpec, tokenizer: Any, *, seed: int = 0, dtype: torch.dtype) -> Any:
+def load_model(spec: ModelSpec, tokenizer: Any, *, seed: int = 0, dtype: torch.dtype, field: str = "model") -> Any:
     """The model with parameters in `dtype`, without dropout, in evaluation mode."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar a shard is noise in a log
-    config = model_config(spec, tokenizer)
+    config = model_config(spec, tokenizer, field)
     if spec.path is not None:
-        with explained("model.path", spec.path):
+        with explained(f"{field}.path", spec.path):
             model = model_class(config).from_pretrained(
                 spec.path, config=config, revision=spec.revision, dtype=dtype, attn_implementation=spec.attention
             )
@@ -88,21 +88,21 @@ def cast_parameters(model: Any, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def model_config(spec: ModelSpec, tokenizer: Any) -> Any:
+def model_config(spec: ModelSpec, tokenizer: Any, field: str = "model") -> Any:
     """The model's Hugging Face config with the recipe's changes; for a DeepSeek-V3 or V2 our own MoEConfig."""
     from transformers import AutoConfig
 
     if spec.path is None:
         assert spec.scratch is not None
         return scratch_config(spec.scratch, tokenizer)
-    with explained("model.path", spec.path):
+    with explained(f"{field}.path", spec.path):
         config = AutoConfig.from_pretrained(spec.path, revision=spec.revision)
     unknown = [name for name in spec.config if not hasattr(config, name)]
     ours = config.model_type in ("deepseek_v3", "deepseek_v2")
     if unknown and not ours:
         names = [n for n in config.to_dict() if not n.startswith("_")]
         raise RecipeError(
-            f"model.config.{unknown[0]}: a {config.model_type} has no such field{nearest(unknown[0], names)}"
+            f"{field}.config.{unknown[0]}: a {config.model_type} has no such field{nearest(unknown[0], names)}"
         )
     if ours:
         from model import MoEConfig
@@ -110,7 +110,7 @@ def model_config(spec: ModelSpec, tokenizer: Any) -> Any:
         try:
             return MoEConfig(**{**config.to_dict(), **spec.config})
         except ValueError as error:
-            raise RecipeError(f"model.config.{error}") from error
+            raise RecipeError(f"{field}.config.{error}") from error
     for name, value in spec.config.items():
         setattr(config, name, value)
     return config

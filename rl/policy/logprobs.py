@@ -1,8 +1,9 @@
 """Token log-probabilities from hidden states, in chunks with their own backward: no full logits ever exist.
 
 A 129k vocabulary makes 32k tokens of fp32 logits 17 GB, several times over in autograd. Here a chunk of
-logits is computed, used and dropped; the backward pass computes it again and turns it, in place, into its
-gradient. Only small pieces of a chunk are ever in float32: they stay in the processor's caches.
+logits is computed and used; the backward pass turns it, in place, into its gradient. The first chunks wait for it in
+the compute type, as far as KEPT_BYTES reach; the others are dropped and computed again. Only small pieces of a chunk
+are ever in float32: they stay in the processor's caches.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+KEPT_BYTES = 512 * 2**20  # products of hidden states and head that are kept for the backward pass
 PIECE_ON_CPU = 64  # rows; on other devices a piece is the whole chunk
 
 
@@ -46,7 +48,8 @@ def token_logprobs(
 
     chunk: rows of logits that exist at a time, in the compute type.
     """
-    return _TokenLogprobs.apply(hidden_PC, head.weight, head.bias, target_P, head, temperature, chunk)
+    kept = KEPT_BYTES if torch.is_grad_enabled() and (hidden_PC.requires_grad or head.weight.requires_grad) else 0
+    return _TokenLogprobs.apply(hidden_PC, head.weight, head.bias, target_P, head, temperature, chunk, kept)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -60,18 +63,23 @@ class _TokenLogprobs(torch.autograd.Function):
         head: Head,
         temperature: float,
         chunk: int,
+        room: int,
     ) -> tuple[Tensor, Tensor]:
         logp = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logp)
-        for rows in _slices(0, len(hidden), chunk):
+        ctx.kept = {}
+        for rows in slices_of(0, len(hidden), chunk):
             product = hidden[rows] @ weight.t()
-            for piece in _pieces(rows, hidden.device):
+            room -= product.nbytes
+            if room >= 0:
+                ctx.kept[rows.start] = product
+            for piece in pieces_of(rows, hidden.device):
                 logits = head.logits(product[piece.start - rows.start : piece.stop - rows.start])
                 if temperature != 1.0:
                     logits /= temperature
                 logp_NV = logits.log_softmax(-1)
                 logp[piece] = logp_NV.gather(-1, target[piece, None])[:, 0]
-                entropy[piece] = -torch.einsum("nv,nv->n", logits.softmax(-1), logp_NV)
+                entropy[piece] = -logits.softmax(-1).mul_(logp_NV).sum(-1)
         ctx.save_for_backward(hidden, weight, target)
         ctx.head, ctx.temperature, ctx.chunk = head, temperature, chunk
         ctx.mark_non_differentiable(entropy)
@@ -85,9 +93,11 @@ class _TokenLogprobs(torch.autograd.Function):
         # float32: many small chunks are added up.
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         grad_bias = None if head.bias is None else torch.zeros_like(head.bias, dtype=torch.float32)
-        for rows in _slices(0, len(hidden), ctx.chunk):
-            product = hidden[rows] @ weight.t()
-            for piece in _pieces(rows, hidden.device):
+        for rows in slices_of(0, len(hidden), ctx.chunk):
+            product = ctx.kept.pop(rows.start, None)  # it is overwritten: a second backward pass computes it again
+            if product is None:
+                product = hidden[rows] @ weight.t()
+            for piece in pieces_of(rows, hidden.device):
                 place = product[piece.start - rows.start : piece.stop - rows.start]
                 logits = head.logits(place)
                 # d logp / d z = (onehot - p) / temperature, then back through softcap and scale.
@@ -106,16 +116,14 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_hidden,
             grad_weight.to(weight.dtype),
             None if grad_bias is None or head.bias is None else grad_bias.to(head.bias.dtype),
-            None,
-            None,
-            None,
-            None,
+            *[None] * 5,
         )
 
 
-def _pieces(rows: slice, device: torch.device) -> list[slice]:
-    return _slices(rows.start, rows.stop, PIECE_ON_CPU) if device.type == "cpu" else [rows]
+def pieces_of(rows: slice, device: torch.device) -> list[slice]:
+    """The parts of a chunk that are in float32 at a time."""
+    return slices_of(rows.start, rows.stop, PIECE_ON_CPU) if device.type == "cpu" else [rows]
 
 
-def _slices(start: int, stop: int, size: int) -> list[slice]:
+def slices_of(start: int, stop: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]

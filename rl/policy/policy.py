@@ -45,16 +45,23 @@ class Policy:
 
     def logprobs(self, batch: Pack) -> tuple[Tensor, Tensor]:
         """(log-probability, entropy) of the pack's targets, both [P] float32, in nats."""
-        return self._score(batch, self._decode(batch))
+        return self._score(batch, self.states(batch))
 
     def training_logprobs(self, batch: Pack) -> tuple[Tensor, Tensor, Auxiliary | None]:
         """`logprobs`, and what a mixture of experts adds to the loss."""
+        hidden, auxiliary = self.training_states(batch)
+        return *self._score(batch, hidden), auxiliary
+
+    def states(self, batch: Pack) -> Tensor:
+        """Hidden states [P, C] from which the head predicts the pack's targets."""
+        return self._predictors(batch, self._decode(batch))
+
+    def training_states(self, batch: Pack) -> tuple[Tensor, Auxiliary | None]:
+        """`states`, and what a mixture of experts adds to the loss."""
         if self.experts is None:
-            logp, entropy = self.logprobs(batch)
-            return logp, entropy, None
+            return self.states(batch), None
         out = self._decode(batch, training=True, **self.experts.inputs())
-        logp, entropy = self._score(batch, out)
-        return logp, entropy, self.experts.auxiliary(out, batch, self.head)
+        return self._predictors(batch, out), self.experts.auxiliary(out, batch, self.head)
 
     def _decode(self, batch: Pack, training: bool = False, **asked: Any) -> Any:
         """The decoder's output on a pack."""
@@ -78,11 +85,14 @@ class Policy:
             raise ValueError("this architecture cannot be packed: pack with padded=True")
         return decoder(**inputs)
 
-    def _score(self, batch: Pack, out: Any) -> tuple[Tensor, Tensor]:
-        device, hidden = self.device, out.last_hidden_state[0]
+    def _predictors(self, batch: Pack, out: Any) -> Tensor:
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden[batch.predictor_P.to(hidden.device)]
+
+    def _score(self, batch: Pack, hidden_PC: Tensor) -> tuple[Tensor, Tensor]:
         return token_logprobs(
-            hidden[batch.predictor_P.to(device)],
-            batch.target_P.to(device),
+            hidden_PC,
+            batch.target_P.to(hidden_PC.device),
             self.head,
             temperature=self.temperature,
             chunk=self.logits_chunk,

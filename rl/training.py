@@ -1,0 +1,211 @@
+"""The loop that every trainer shares: resume, step, evaluate, log, save, and the model at the end.
+
+A trainer says what its step is and how many it takes. A step that is killed is run again from the last checkpoint: all
+that it depends on is in there, or keyed by the step's number.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rl.evaluate import Evaluator
+from rl.experience import Completion, completions_of
+from rl.policy.backend import Processes, Replicated
+from rl.policy.load import DTYPES, load_model, load_tokenizer
+from rl.policy.moe import ExpertTraining
+from rl.policy.policy import Policy
+from rl.policy.precision import apply_precision
+from rl.prompts import Prompts, load_prompts, permuted, sampling_params
+from rl.recipe import GRPORecipe, MoESpec, TrainSpec
+from rl.recipe_gkd import GKDRecipe
+from rl.rollout import LocalSampler
+from rl.rollout.sampling import stream_key
+from rl.run.folder import Run
+
+
+class Training(ABC):
+    """The state of a run. Subclasses load their data, then call `load_policy`."""
+
+    name: str  # of the pipeline
+    unit = "step"  # what log and summary call a step; "update" where each is a single update
+
+    def __init__(self, recipe: TrainSpec, processes: Processes):
+        self.recipe, self.processes = recipe, processes
+        self.folder = Run(recipe, processes.rank, recipe.checkpoint.keep)
+        self.tokenizer = load_tokenizer(recipe.model)
+        self.steps_done = self.updates = 0
+        self.saved = 0  # the step of the newest checkpoint
+        self.seconds = 0.0
+
+    def load_policy(self, moe: MoESpec, temperature: float = 1.0) -> None:
+        """The model to train, its optimizer, and what measures it. temperature: of its log-probabilities."""
+        recipe = self.recipe
+        model = load_model(recipe.model, self.tokenizer, seed=recipe.seed, dtype=torch.float32)
+        model.to(self.processes.device)
+        apply_precision(model, recipe.precision, self.folder.progress)
+        self.backend = Replicated(model, DTYPES[recipe.model.dtype], recipe.optimizer, self.processes)
+        self.experts = ExpertTraining.of(model, moe, self.total_updates, "moe" in recipe.model_fields_set)
+        self.policy = Policy(model, temperature=temperature, experts=self.experts)
+        self.policy.check_packing()
+        self.evaluator = Evaluator.of(recipe, self.tokenizer, self.processes)
+
+    # ---- what a trainer says of itself -----------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def total_steps(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def total_updates(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def max_seconds(self) -> float | None: ...
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What it learns from, for the first line of the log."""
+
+    @abstractmethod
+    def step(self, index: int) -> dict[str, float]:
+        """Step number `index`, from 1; returns its metrics."""
+
+    @abstractmethod
+    def line(self, index: int, metrics: Mapping[str, float]) -> str | None:
+        """The step in the log; None leaves it out."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        counts = {"step": self.steps_done, "updates": self.updates, "seconds": self.seconds}
+        return {**counts, **self.backend.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.backend.load_state(state)
+        self.steps_done, self.updates, self.seconds = state["step"], state["updates"], state["seconds"]
+
+    # ---- the run ---------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        recipe, folder, evaluation = self.recipe, self.folder, self.recipe.evaluate
+        self.resume()
+        parameters = sum(p.numel() for p in self.policy.model.parameters())
+        folder.progress.line(
+            f"{self.name}: {self.describe()}, {parameters:,} parameters, {self.backend.world} process(es)"
+        )
+        if evaluation and evaluation.at_start and not self.steps_done:
+            self.evaluate(write=True)
+        for index in range(self.steps_done + 1, self.total_steps + 1):
+            if self.max_seconds and self.seconds >= self.max_seconds:
+                break
+            start = time.perf_counter()
+            metrics = self.step(index)
+            metrics["time/step"] = time.perf_counter() - start
+            self.seconds += self.backend.gather(metrics["time/step"])[0]
+            self.steps_done = index
+            if evaluation and evaluation.every and index % evaluation.every == 0 and index < self.total_steps:
+                metrics |= self.evaluate(write=False)
+            if folder.metrics:
+                folder.metrics.write(index, metrics)
+            line = self.line(index, metrics)
+            if line:
+                folder.progress.line(line)
+            if index % recipe.checkpoint.every == 0:
+                self.save()
+        self.save()
+        return self.finish()
+
+    def finish(self) -> dict[str, Any]:
+        results = self.evaluate(write=True)
+        if self.processes.rank == 0:
+            self.folder.write_model(self.policy.model, self.tokenizer)
+        self.processes.barrier()
+        summary = {
+            "pipeline": self.name,
+            "model": str(self.folder.folder / "model"),
+            f"{self.unit}s": self.steps_done,
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "evaluation": results,
+        }
+        self.folder.finish(summary)
+        return summary
+
+    def evaluate(self, write: bool) -> dict[str, float]:
+        """Results on the recipe's problems, if it has any; `write`: as a line of their own among the metrics."""
+        if self.evaluator is None:
+            return {}
+        return self.evaluator.measure(self.policy, self.folder, self.steps_done, version=self.updates, write=write)
+
+    def save(self) -> None:
+        """A checkpoint of the last step, unless there is one."""
+        if self.steps_done == self.saved:
+            return
+        if self.processes.rank == 0:
+            self.folder.checkpoints.save(self.steps_done, self.state())
+        self.processes.barrier()
+        self.saved = self.steps_done
+
+    def resume(self) -> None:
+        state = self.folder.checkpoints.load_latest() if self.recipe.resume == "auto" else None
+        if state is not None:
+            self.load_state(state)
+            self.saved = self.steps_done
+            self.folder.progress.line(f"resumed after {self.unit} {self.steps_done}")
+        self.folder.rewind(self.steps_done if state is not None else -1)
+        self.processes.barrier()
+
+
+class SamplingTraining(Training):
+    """A trainer whose policy samples completions of the prompts that it learns from."""
+
+    recipe: GRPORecipe | GKDRecipe
+    prompts: Prompts
+    sampler: LocalSampler
+
+    def load_prompts(self) -> Prompts:
+        rollout = self.recipe.rollout
+        return load_prompts(
+            self.recipe.data, self.tokenizer, max_tokens=rollout.max_prompt_tokens, over_long=rollout.over_long_prompts
+        )
+
+    def load_sampler(self, record_routing: bool = False) -> LocalSampler:
+        """A sampler that shares the policy's tensors and shows how far it is."""
+        rollout = self.recipe.rollout
+        sampler = LocalSampler(
+            self.policy.model,
+            self.tokenizer,
+            max_slots=rollout.max_slots,
+            slots=self.policy.packed,
+            draft_tokens=rollout.draft_tokens,
+            record_routing=record_routing,
+        )
+        sampler.progress = lambda done, all_: self.folder.progress.update(f"{done}/{all_} completions")
+        return sampler
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self.sampler.update_weights((), self.updates)
+
+    def draw(self, index: int, wanted: Mapping[int, int], samples: int) -> list[Completion]:
+        """Completions for groups {group: position in the stream of prompts}, by random numbers of step `index`."""
+        groups, positions = list(wanted), list(wanted.values())
+        prompts = [self.prompts.items[permuted(p, len(self.prompts), self.recipe.seed)] for p in positions]
+        params = sampling_params(self.recipe.rollout, samples, stream_key(self.recipe.seed, index))
+        drawn = self.sampler.generate([p.ids for p in prompts], params, streams=positions)
+        return completions_of(prompts, groups, positions, drawn, self.tokenizer)
+
+    def save_samples(self, index: int, batch: list[Completion]) -> None:
+        rows = [row for part in self.backend.gather([c.record(index) for c in batch]) for row in part]
+        if self.processes.rank:
+            return
+        rows.sort(key=lambda row: row["group"])
+        self.folder.write_samples(f"samples/step_{index:08d}.parquet", rows)
+        every = self.recipe.log.samples_every
+        if every and index % every == 0:
+            self.folder.progress.samples(index, rows[: self.recipe.log.samples_shown])
