@@ -1,12 +1,12 @@
-"""A tiny mixture of experts from scratch, in bfloat16 and in FP8: losses paired by seed and data, beside the seeds' spread.
+"""A tiny mixture of experts from scratch, in bfloat16 and in FP8: losses paired by seed, beside the seeds' spread.
 
     python benchmarks/fp8_training.py OUT_FOLDER [--steps 1000] [--seeds 0 1 2] [--workers 2] [--backend auto]
 
 Both precisions are one word of the same recipe, `precision: fp8`: FP8 then also has bfloat16 Adam moments. They see the
 same documents in the same order from the same initial weights. Reported: the mean loss of the last 100 updates (of the
-last tenth, if there are fewer than 1,000) of each run, the relative gap of each pair, its mean and standard error, and how
-far apart two seeds of bfloat16 are. Writes losses.csv, losses.png (needs the extra `bench`) and summary.json.
-Runs are ordinary recipes; one that is complete is not run again.
+last tenth, if there are fewer than 1,000) of each run, the relative gap of each pair, its mean and standard error, and
+how far apart seeds of bfloat16 are. Writes losses.csv, losses.png (needs the extra `bench`) and summary.json. Runs are
+ordinary recipes; one that is complete is not run again.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Experts(nn.Module):
         return (y_TKC * weight_TK.unsqueeze(-1).to(y_TKC.dtype)).sum(1)
 
     def products(self, x_TC: Tensor, order_R: Tensor, count_E: Tensor, k: int) -> Tensor:
-        """Each row's expert on its token order // k, [R, C]; the first count_0 rows are those of expert 0, and so on."""
+        """Each row's expert on its token order // k, [R, C]: count_0 rows of expert 0 first, then those of expert 1."""
         x_RC = x_TC[order_R // k]
         grouped = self.implementation == "grouped" and x_RC.dtype in GROUPED
         return self._grouped(x_RC, count_E) if grouped else self._loop(x_RC, count_E)

@@ -107,7 +107,7 @@ def check_precision(recipe: RunSpec) -> list[str]:
         backend_for(recipe.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(recipe, TrainSpec) and recipe.optimizer.moments == "bfloat16" and recipe.optimizer.betas[1] > 0.99:
         return [
-            f"optimizer.betas: a bfloat16 second moment does not follow small changes with {recipe.optimizer.betas[1]}; "
+            f"optimizer.betas: with {recipe.optimizer.betas[1]} a bfloat16 second moment misses small changes; "
             "0.95 is usual, or set optimizer.moments: float32"
         ]
     return []

@@ -38,7 +38,7 @@ def linear(x: Tensor, weight: Tensor, dy: Tensor, *, power_of_two: bool = False)
 def network(
     x: Tensor, gate_up: Tensor, down: Tensor, dy: Tensor, *, dispatched: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(y, dx, d gate_up, d down) of one SwiGLU on its tokens; dispatched: of an expert, whose x and dy travel in FP8."""
+    """(y, dx, d gate_up, d down) of one SwiGLU; dispatched: of an expert, whose x and dy travel in FP8."""
     wide, narrow = rounded_weight(gate_up), rounded_weight(down)
     sent = rounded(x, power_of_two=dispatched)
     hidden = (sent @ wide.mT).to(x.dtype)

@@ -21,10 +21,8 @@ from model.fp8.weights import weights_changed
 def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     """Rows and columns of different sizes, so that scales matter."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=generator)
-    return (x * torch.randn(*shape[:-1], 1, generator=generator).exp() * torch.randn(shape[-1], generator=generator)).to(
-        dtype
-    )
+    x, row, column = (torch.randn(size, generator=generator) for size in (shape, (*shape[:-1], 1), shape[-1:]))
+    return (x * row.exp() * column).to(dtype)
 
 
 def layer_of(inputs: int, outputs: int, dtype: torch.dtype = torch.bfloat16, **kwargs) -> Fp8Linear:
@@ -53,9 +51,7 @@ def test_three_products_are_those_of_the_rounded_tensors(tokens, inputs, outputs
     layer = layer_of(inputs, outputs, torch.float32, bias=False, power_of_two=power_of_two)
     x, dy = seeded(tokens, inputs).float(), 1e-6 * seeded(tokens, outputs, seed=3).float()
     found = run(layer, x, dy)
-    for got, expected in zip(
-        found, want.linear(x, layer.weight.detach(), dy, power_of_two=power_of_two), strict=True
-    ):
+    for got, expected in zip(found, want.linear(x, layer.weight.detach(), dy, power_of_two=power_of_two), strict=True):
         assert got.dtype == torch.float32 and error(got, expected) < 1e-6
 
 
@@ -316,7 +312,7 @@ def test_parts_are_multiplied_as_the_layer_does():
 
 
 def test_a_split_of_the_tokens_at_tiles_changes_only_the_order_of_sums():
-    """Elsewhere, weight gradients are those of other tiles along the tokens; outputs and input gradients never differ."""
+    """Elsewhere, weight gradients are those of other tiles; outputs and input gradients never differ."""
     layer = layer_of(96, 64, torch.float32, bias=False)
     x, dy = seeded(384, 96, dtype=torch.float32), seeded(384, 64, seed=3, dtype=torch.float32)
     y, dx, dw = run(layer, x, dy)

@@ -1,7 +1,7 @@
 """SwiGLU networks and routed experts in FP8: what lies between their projections is kept in FP8 and formed again.
 
-Of each network the outputs of gate and up projection are kept for the backward pass in E4M3; silu(gate) · up is computed
-from them again (V3 report, section 3.3.3).
+Of each network the outputs of gate and up projection are kept for the backward pass in E4M3; silu(gate) · up is
+computed from them again (V3 report, section 3.3.3).
 
 T tokens of C channels, E experts of inner size I, K experts a token, R = T·K rows sorted by expert.
 """
@@ -73,9 +73,9 @@ class _SwiGLUDown(torch.autograd.Function):
 
 
 class Fp8Experts(Experts, Fp8Module):
-    """Routed experts. What they are sent, the layer's input and the gradient of their output, has scales that are powers
-    of two: quantised before it is dispatched, it is quantised again in tiles along tokens where it arrives, and powers
-    of two make that second rounding exact but for underflow.
+    """Routed experts. What they are sent, the layer's input and the gradient of their output, has scales that are
+    powers of two. The input is quantised before it is dispatched, and again, in tiles along tokens, where it arrives:
+    powers of two make the second rounding exact but for underflow.
 
     Kept for the backward pass: the input once, [T, C] in E4M3 whatever the number of experts a token, and gate and up
     [R, 2I] in E4M3.

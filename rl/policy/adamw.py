@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class AdamW(torch.optim.Optimizer):
-    """torch.optim.AdamW, the same operations in the same order in float32; between steps moments are rounded to `moments`.
+    """torch.optim.AdamW in float32, operation by operation; between steps its moments are rounded to `moments`.
 
-    With float32 moments results are those of `torch.optim.AdamW(foreach=False)` bit for bit. With bfloat16 ones a moment
-    is off by at most 2^-9 of itself a step, and halves its 8 bytes a parameter. The second moment must still be able to
-    move: one step changes it by (1 - β2) of its distance, which rounding swallows if that is below 2^-9 of it, so β2
-    should be 0.99 or less.
+    With float32 moments results are those of `torch.optim.AdamW(foreach=False)` bit for bit. With bfloat16 they take 4
+    bytes a parameter instead of 8, and each step rounds one by at most 2^-9 of itself. The second moment must still be
+    able to move: a step takes it (1 - β2) of the way, which rounding swallows if that is below 2^-9 of it, so β2 should
+    be 0.99 or less.
     """
 
     def __init__(
