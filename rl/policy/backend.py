@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from rl.policy import shards
+from rl.policy.adamw import AdamW
 from rl.policy.execution import Execution
-from rl.policy.load import cast_parameters
+from rl.policy.load import DTYPES, cast_parameters
 from rl.policy.lora import merged
 from rl.policy.packing import Pack, idle_pack
 from rl.policy.processes import Processes
@@ -159,18 +160,16 @@ def trained_names(model: Any) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def adamw(masters: Sequence[Tensor], spec: OptimizerSpec) -> torch.optim.AdamW:
+def adamw(masters: Sequence[Tensor], spec: OptimizerSpec) -> torch.optim.Optimizer:
     """Weight decay on matrices only, as everywhere in the field; norms and biases have none."""
-    return torch.optim.AdamW(
-        [
-            {"params": [m for m in masters if m.ndim >= 2], "weight_decay": spec.weight_decay},
-            {"params": [m for m in masters if m.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=spec.learning_rate,
-        betas=spec.betas,
-        eps=spec.eps,
-        fused=True,
-    )
+    groups = [
+        {"params": [m for m in masters if m.ndim >= 2], "weight_decay": spec.weight_decay},
+        {"params": [m for m in masters if m.ndim < 2], "weight_decay": 0.0},
+    ]
+    settings: dict[str, Any] = {"lr": spec.learning_rate, "betas": spec.betas, "eps": spec.eps}
+    if spec.moments == "float32":
+        return torch.optim.AdamW(groups, **settings, fused=True)
+    return AdamW(groups, **settings, moments=DTYPES[spec.moments])
 
 
 def learning_rate(spec: OptimizerSpec, update: int, total: int) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rl.policy import shards
 from rl.policy.backend import MOMENTS, Backend, Named, Read, adamw, trained_names
+from rl.policy.load import DTYPES
 
 
 class LocalMasters(Backend):
@@ -76,5 +77,5 @@ class LocalMasters(Backend):
             state["step"] = torch.tensor(float(self.updates), device=master.device)
             for moment in MOMENTS:
                 saved = shards.part(parameter, read(f"{moment}/{name}"))
-                state[moment] = saved.to(master.device, torch.float32, copy=True)
+                state[moment] = saved.to(master.device, DTYPES[self.spec.moments], copy=True)
         self._updated()

@@ -29,6 +29,7 @@ class Replicated(LocalMasters):
             cast_parameters(model, compute_dtype)  # gives parameters new storage; the masters keep the old
             for master, parameter in zip(self.masters, self.parameters, strict=True):
                 parameter.register_post_accumulate_grad_hook(_accumulate_into(master))
+                parameter.master = master  # layers that form gradients in float32 (FP8) add them there themselves
 
     def _reduced_gradients(self) -> tuple[list[Tensor], Tensor]:
         # Nothing informative in this mini-batch: momentum still moves.
@@ -62,7 +63,8 @@ def _accumulate_into(master: Tensor) -> Any:
     """A hook that adds a low-precision gradient to the master's float32 one and frees it."""
 
     def hook(parameter: Tensor) -> None:
-        assert parameter.grad is not None
+        if parameter.grad is None:  # its layer has added to the master's already
+            return
         if master.grad is None:
             master.grad = parameter.grad.float()
         else:

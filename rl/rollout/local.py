@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.fp8.context import quantize_weights
 from rl.policy.attention import PackedLayout, Segment, packed_attention
 from rl.policy.load import SUPPORTED_TYPES, stop_token_ids
 from rl.rollout.decode import Decoded, DecodeStep, routed_experts
@@ -161,6 +162,7 @@ class LocalSampler:
         keys = [stream_key(seed, s) for s in (streams if streams is not None else range(len(prompts)))]
         stops = frozenset({*self.stop_ids, *params.stop_token_ids})
         with evaluating(self.model):
+            quantize_weights(self.model)
             if not self.supported:
                 samples = generate_with_transformers(
                     self.model, prompts, params, keys, stops, self.version, self.max_slots

@@ -1,0 +1,152 @@
+"""A tiny mixture of experts from scratch, in bfloat16 and in FP8: losses paired by seed, beside the seeds' spread.
+
+    python benchmarks/fp8_training.py OUT_FOLDER [--steps 1000] [--seeds 0 1 2] [--workers 2] [--backend auto]
+
+Both precisions are one word of the same recipe, `precision: fp8`: FP8 then also has bfloat16 Adam moments. They see the
+same documents in the same order from the same initial weights. Reported: the mean loss of the last 100 updates (of the
+last tenth, if there are fewer than 1,000) of each run, the relative gap of each pair, its mean and standard error, and
+how far apart seeds of bfloat16 are. Writes losses.csv, losses.png (needs the extra `bench`) and summary.json. Runs are
+ordinary recipes; one that is complete is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import common
+import yaml
+
+PRECISIONS = ("bf16", "fp8")
+COLOURS = {"bf16": "tab:blue", "fp8": "tab:orange"}
+Losses = dict[tuple[str, int], list[float]]  # (precision, seed) -> nats a token, by update
+
+
+def recipe(precision: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return {
+        "pipeline": "sft",
+        "output_dir": str(folder),
+        "seed": seed,
+        "threads": 1,
+        "model": {"scratch": {"preset": "tiny", "config": {"initializer_range": 0.02}}},
+        "precision": precision if precision == "bf16" else {"kind": precision, "backend": options.backend},
+        "data": {"generator": {"levels": [1, 2], "count": 20000, "seed": seed}, "template": "short-think"},
+        "optimizer": {"learning_rate": 2e-3, "warmup_updates": 20, "schedule": "cosine"},
+        "sft": {"steps": options.steps, "batch_size": 32},
+        "moe": {"mtp_loss": 0.3},
+        "checkpoint": {"every": 100},
+    }
+
+
+def train(precision: str, seed: int, options: argparse.Namespace) -> None:
+    name = f"{precision}-{seed}"
+    path = options.out / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(recipe(precision, seed, options, options.out / name)))
+    with (options.out / f"{name}.log").open("w") as log:
+        subprocess.run([sys.executable, "-m", "rl", str(path)], stdout=log, stderr=log, check=True)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def summarise(losses: Losses, seeds: list[int]) -> dict[str, Any]:
+    """Last losses, relative gaps of pairs and the relative spread of bfloat16's seeds."""
+    steps = len(next(iter(losses.values())))
+    last = min(100, max(1, steps // 10))
+    means = {key: mean(values[-last:]) for key, values in losses.items()}
+    gaps = [means["fp8", seed] / means["bf16", seed] - 1 for seed in seeds]
+    plain = [means["bf16", seed] for seed in seeds]
+    several = len(seeds) > 1
+    return {
+        "steps": steps,
+        "averaged": last,
+        "loss": {precision: [means[precision, seed] for seed in seeds] for precision in PRECISIONS},
+        "gap": gaps,
+        "gap_mean": mean(gaps),
+        "gap_se": stdev(gaps) / math.sqrt(len(gaps)) if several else None,
+        "seed_spread": stdev(plain) / mean(plain) if several else None,
+    }
+
+
+def write_curves(losses: Losses, out: Path) -> None:
+    keys = sorted(losses)
+    with (out / "losses.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["update", *(f"{precision}-{seed}" for precision, seed in keys)])
+        for i, values in enumerate(zip(*(losses[key] for key in keys), strict=True), start=1):
+            table.writerow([i, *(f"{value:.6f}" for value in values)])
+
+
+def draw(losses: Losses, out: Path, window: int = 20) -> None:
+    """Running means, and the relative gap of each pair below them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    def smooth(values: list[float]) -> list[float]:
+        return [mean(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))]
+
+    figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(8, 6), height_ratios=(2, 1))
+    for (precision, seed), values in sorted(losses.items()):
+        label = precision if seed == min(s for _, s in losses) else None
+        top.plot(smooth(values), color=COLOURS[precision], alpha=0.7, linewidth=1, label=label)
+        if precision == "fp8":
+            pairs = zip(smooth(values), smooth(losses["bf16", seed]), strict=True)
+            bottom.plot([100 * (a / b - 1) for a, b in pairs], linewidth=1, label=f"seed {seed}")
+    top.set(ylabel="loss, nats a token", yscale="log")
+    bottom.set(xlabel="update", ylabel="FP8 above bfloat16, %")
+    bottom.axhline(0, color="grey", linewidth=0.5)
+    for axes in (top, bottom):
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(out / "losses.png", dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=common.cores())
+    parser.add_argument("--backend", default="auto", help="of FP8")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    runs = [(precision, seed) for seed in options.seeds for precision in PRECISIONS]
+    with ThreadPoolExecutor(options.workers) as pool:
+        list(pool.map(lambda run: train(*run, options), runs))
+    rows = {key: rows_of(options.out / f"{key[0]}-{key[1]}") for key in runs}
+    losses: Losses = {key: [row["loss"] for row in found] for key, found in rows.items()}
+    write_curves(losses, options.out)
+    summary = summarise(losses, options.seeds)
+    summary["seconds_per_step"] = {
+        precision: median(row["time/step"] for seed in options.seeds for row in rows[precision, seed])
+        for precision in PRECISIONS
+    }
+    (options.out / "summary.json").write_text(json.dumps(summary, indent=1))
+    print(f"mean loss of the last {summary['averaged']} of {summary['steps']} updates")
+    print("seed   bf16      fp8       fp8 above bf16")
+    for i, seed in enumerate(options.seeds):
+        plain, fp8 = (summary["loss"][precision][i] for precision in PRECISIONS)
+        print(f"{seed:<6} {plain:<9.5f} {fp8:<9.5f} {summary['gap'][i]:+.3%}")
+    if summary["gap_se"] is not None:
+        print(f"mean gap {summary['gap_mean']:+.3%} ± {summary['gap_se']:.3%} (s.e. of {len(options.seeds)} pairs)")
+        print(f"spread of bf16 over seeds {summary['seed_spread']:.3%} (standard deviation)")
+    print("seconds a step: " + ", ".join(f"{p} {s:.2f}" for p, s in summary["seconds_per_step"].items()))
+    try:
+        draw(losses, options.out)
+    except ImportError:
+        print("matplotlib is not here (pip install 'r1forge[bench]'): no losses.png")
+
+
+if __name__ == "__main__":
+    main()

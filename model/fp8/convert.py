@@ -1,0 +1,83 @@
+"""`to_fp8`: which layers of a model compute in FP8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from model.experts import Experts
+from model.fp8.backends import choose
+from model.fp8.context import Fp8Context
+from model.fp8.feed_forward import Fp8Experts, Fp8SwiGLU
+from model.fp8.linear import Fp8Linear
+from model.moe import SwiGLU
+
+# By the last part of their name: output heads, routers, and the projection that joins states and embeddings for
+# multi-token prediction. (Embeddings, norms and the attention itself are no linear layers.)
+KEPT = ("lm_head", "embed_out", "score", "classifier", "gate", "router", "shared_expert_gate", "eh_proj")
+# Whose input's scales are powers of two, by the same part.
+AFTER_ATTENTION = ("o_proj", "out_proj")
+
+
+class Conversion(NamedTuple):
+    """Names of the layers that compute in FP8 from now on, and of linear layers that do not."""
+
+    converted: list[str]
+    kept: list[str]
+    parameters: int  # of the converted ones
+
+
+def to_fp8(
+    model: nn.Module,
+    *,
+    backend: str = "auto",
+    skip: Iterable[str] = (),
+    keep_weights: bool = True,
+    weight_rounding: torch.dtype | None = torch.bfloat16,
+) -> Conversion:
+    """Turns linear layers of any model, and the SwiGLUs and experts of our own, into FP8 ones, in place.
+
+    Parameters stay what and where they are: checkpoints, optimizers and samplers see plain weights. Left as they are:
+    output heads, layers called as in KEPT, subclasses of nn.Linear (adapters), and what `skip` names, as in
+    "model.layers.0.*" or "*.q_proj". Stacked experts of transformers' own models are no linear layers.
+
+    keep_weights, weight_rounding: see `Fp8Context`. Raises ValueError if the backend cannot run on the model's device,
+    if a pattern of `skip` names nothing, or if nothing is left to convert.
+    """
+    device = next(model.parameters()).device
+    choose(backend, device if device.type != "meta" else "cpu")
+    context = Fp8Context(backend, keep_weights=keep_weights, weight_rounding=weight_rounding)
+    found = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Experts)}
+    patterns = list(skip)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in found):
+            some = ", ".join(list(found)[:3])
+            raise ValueError(f"{pattern!r} in skip names no linear layer of this model; it has {some}, ...")
+    head = _output_head(model)
+    converted: list[str] = []
+    for name, module in found.items():
+        last = name.rpartition(".")[2]
+        if module is head or last in KEPT or any(fnmatchcase(name, pattern) for pattern in patterns):
+            continue
+        converted.append(name)
+        if isinstance(module, Experts):
+            Fp8Experts.convert(module, context)
+        else:
+            Fp8Linear.convert(module, context, power_of_two=last in AFTER_ATTENTION)
+    if not converted:
+        raise ValueError(f"nothing of this {type(model).__name__} can compute in FP8: it has no linear layers for it")
+    for module in model.modules():
+        if type(module) is SwiGLU and all(isinstance(projection, Fp8Linear) for projection in module.children()):
+            Fp8SwiGLU.convert(module)
+    parameters = sum(p.numel() for name in converted for p in found[name].parameters())
+    return Conversion(converted, [name for name in found if name not in set(converted)], parameters)
+
+
+def _output_head(model: Any) -> nn.Module | None:
+    found = getattr(model, "get_output_embeddings", None)
+    head: nn.Module | None = found() if found is not None else None
+    return head

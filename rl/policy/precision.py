@@ -1,0 +1,44 @@
+"""`precision: fp8` of a recipe: which layers compute in FP8, and by whose kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rl.policy.processes import Processes
+from rl.recipe import PrecisionSpec
+from rl.recipe_io import RecipeError
+from rl.run.progress import Progress
+
+
+def apply_precision(model: Any, spec: PrecisionSpec, processes: Processes, progress: Progress) -> None:
+    """Turns the layers of a model on its device into FP8 ones where the recipe asks for it, and says so in the log."""
+    if spec.kind != "fp8":
+        return
+    sharded = processes.sharding.kind != "none"
+    if processes.sharding.kind == "zero":
+        raise RecipeError("precision: fp8 trains replicated or under FSDP2, not with DeepSpeed; choose another backend")
+    from model.fp8.convert import to_fp8
+
+    device = model.device
+    backend = backend_for(spec, device)
+    try:
+        # Gathered weights exist around their use only: there is nothing to keep a quantised copy of.
+        found = to_fp8(model, backend=backend, skip=spec.skip, keep_weights=not sharded)
+    except ValueError as error:
+        raise RecipeError(f"precision: {error}") from error
+    progress.line(
+        f"precision: {len(found.converted)} layers with {found.parameters:,} parameters in FP8 by backend {backend} on "
+        f"{device.type}, {len(found.kept)} layers not"
+    )
+
+
+def backend_for(spec: PrecisionSpec, device: torch.device) -> str:
+    """The name of the backend that the recipe's choice comes to on a device; RecipeError if it cannot run there."""
+    from model.fp8.backends import choose
+
+    try:
+        return choose(spec.backend, device).name
+    except ValueError as error:
+        raise RecipeError(f"precision.backend: {error}") from error

@@ -1,0 +1,342 @@
+"""SwiGLUs, experts and whole models in FP8: against float64 of the rounded tensors, against bfloat16, and sampled."""
+
+from __future__ import annotations
+
+import copy
+
+import fp8_reference as want
+import pytest
+import torch
+from fp8_reference import kept_for_backward
+from test_fp8_linear import error, run, seeded
+from test_moe_training import TINY
+from tiny_models import documents, tiny_model, token_lists, tokenizer
+from tiny_moe import model_of, token_ids
+from torch import nn
+from torch.autograd import gradcheck
+
+import model.mla
+from model import MoEForCausalLM
+from model.experts import Experts
+from model.fp8 import Fp8Linear
+from model.fp8.context import computes_in_fp8
+from model.fp8.convert import to_fp8
+from model.fp8.feed_forward import Fp8Experts, Fp8SwiGLU
+from model.moe import SwiGLU
+from rl.objective import mismatch
+from rl.policy.moe import ExpertTraining
+from rl.policy.packing import Document
+from rl.policy.policy import Policy
+from rl.recipe import RLMoESpec
+from rl.rollout import LocalSampler, SamplingParams
+from rl.rollout.prepacked import prepacked
+
+
+def small(**changes) -> MoEForCausalLM:
+    """Three layers of 32 channels; the units above whole models are tested at more."""
+    return model_of(**{**TINY, **changes})
+
+
+def filled(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    with torch.no_grad():
+        for i, parameter in enumerate(module.parameters()):
+            parameter.copy_(seeded(*parameter.shape, seed=10 + i) * parameter.shape[-1] ** -0.5)
+    return module.to(dtype)
+
+
+def fp8_swiglu(channels: int, inner: int, dtype: torch.dtype = torch.bfloat16) -> SwiGLU:
+    network = filled(SwiGLU(channels, inner), dtype)
+    to_fp8(network)
+    assert type(network) is Fp8SwiGLU
+    return network
+
+
+class Routed(nn.Module):
+    """Experts with the routing of one batch, as a module of one input."""
+
+    def __init__(self, experts: Experts, index_TK: torch.Tensor, weight_TK: torch.Tensor):
+        super().__init__()
+        self.experts, self.index, self.weight = experts, index_TK, weight_TK
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.experts(x, self.index, self.weight)
+
+
+def routed(tokens: int, experts: int, k: int, channels: int, inner: int, dtype: torch.dtype) -> Routed:
+    """Expert 1 sees no token, expert 0 every one."""
+    generator = torch.Generator().manual_seed(0)
+    others = [torch.randperm(experts - 2, generator=generator)[: k - 1] + 2 for _ in range(tokens)]
+    index = torch.stack([torch.cat([torch.zeros(1, dtype=torch.long), other]) for other in others])
+    weight = torch.rand(tokens, k, generator=generator)
+    return Routed(filled(Experts(experts, channels, inner), dtype), index, weight)
+
+
+def test_swiglu_is_that_of_the_rounded_tensors():
+    network = fp8_swiglu(96, 128, torch.float32)
+    x, dy = seeded(200, 96, dtype=torch.float32), 1e-6 * seeded(200, 96, seed=3, dtype=torch.float32)
+    y, dx, d_gate, d_up, d_down = run(network, x, dy)
+    gate_up = torch.cat([network.gate_proj.weight, network.up_proj.weight]).detach()
+    expected = want.network(x, gate_up, network.down_proj.weight.detach(), dy, dispatched=False)
+    for got, exact in zip((y, dx, torch.cat([d_gate, d_up]), d_down), expected, strict=True):
+        assert error(got, exact) < 1e-5
+
+
+@pytest.mark.parametrize("channels, inner", [(96, 128), (130, 40)])
+def test_experts_are_those_of_the_rounded_tensors(channels, inner):
+    tokens, count, k = 150, 6, 3
+    module = routed(tokens, count, k, channels, inner, torch.float32)
+    to_fp8(module)
+    assert type(module.experts) is Fp8Experts
+    x, dy = seeded(tokens, channels, dtype=torch.float32), seeded(tokens, channels, seed=3, dtype=torch.float32)
+    y, dx, d_gate_up, d_down = run(module, x, dy)
+    want_y, want_dx = (torch.zeros(tokens, channels, dtype=torch.float64) for _ in range(2))
+    for expert in range(count):
+        token, slot = (module.index == expert).nonzero(as_tuple=True)
+        if not len(token):
+            assert expert == 1 and not d_gate_up[expert].any() and not d_down[expert].any()
+            continue
+        weight = module.weight[token, slot, None]
+        parameters = module.experts.gate_up_proj[expert].detach(), module.experts.down_proj[expert].detach()
+        part = want.network(x[token], *parameters, weight * dy[token], dispatched=True)
+        want_y.index_add_(0, token, part[0] * weight)
+        want_dx.index_add_(0, token, part[1])
+        # A sum that differs in its last bits can round to the next value of E4M3.
+        assert error(d_gate_up[expert], part[2]) < 1e-3 and error(d_down[expert], part[3]) < 1e-3
+    assert error(y, want_y) < 1e-3 and error(dx, want_dx) < 1e-3
+
+
+def test_gradcheck_of_a_fake_quantised_network():
+    """Every rounding a constant error with gradient 1; the FP8 network adds roundings of gradients to these."""
+    x, gate_up, down, dy = (
+        seeded(*s, seed=i, dtype=torch.float64) for i, s in enumerate([(5, 6), (8, 6), (6, 4), (5, 6)])
+    )
+    inputs = [t.requires_grad_() for t in (x, gate_up, down)]
+    with torch.no_grad():
+        errors = [want.rounded(x) - x, want.rounded_weight(gate_up) - gate_up, want.rounded_weight(down) - down]
+        hidden = (x + errors[0]) @ (gate_up + errors[1]).mT
+        inner = want._swiglu(hidden)
+        errors.append(want.rounded(inner) - inner)
+
+    def f(x, gate_up, down):
+        x, gate_up, down = map(want.straight_through, (x, gate_up, down), errors[:3])
+        return want.straight_through(want._swiglu(x @ gate_up.mT), errors[3]) @ down.mT
+
+    assert gradcheck(f, inputs)
+    exact = want.network(x.detach(), gate_up.detach(), down.detach(), dy, dispatched=False)
+    found = [f(*inputs), *torch.autograd.grad(f(*inputs), inputs, dy)]
+    assert error(found[0], exact[0]) < 1e-6
+    assert all(error(a, b) < 0.15 for a, b in zip(found[1:], exact[1:], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["swiglu", "experts"])
+def test_errors_against_bfloat16(kind):
+    """Three products and a non-linearity: see the table in docs/fp8_training.md."""
+    dtype = torch.bfloat16
+    plain = filled(SwiGLU(256, 256), dtype) if kind == "swiglu" else routed(300, 8, 4, 256, 128, dtype)
+    fp8 = copy.deepcopy(plain)
+    to_fp8(fp8)
+    x, dy = seeded(300, 256), seeded(300, 256, seed=3)
+    for got, expected in zip(run(fp8, x, dy), run(plain, x, dy), strict=True):
+        assert 0.02 < error(got, expected) < 0.12
+
+
+def test_gate_and_up_are_kept_in_fp8_and_nothing_behind_them():
+    network = fp8_swiglu(128, 256)
+    tokens, byte = 256, 1 + 4 / 128
+    with kept_for_backward(network) as kept:
+        network(seeded(tokens, 128).requires_grad_())
+    assert sum(kept.values()) == tokens * (128 + 2 * 256) * byte
+
+
+def test_experts_keep_their_input_once_however_many_meet_a_token():
+    tokens, k, channels, inner, byte = 256, 4, 128, 128, 1 + 4 / 128
+    module = routed(tokens, 8, k, channels, inner, torch.bfloat16)
+    to_fp8(module)
+    experts, x = module.experts, seeded(tokens, channels).requires_grad_()
+    order = module.index.flatten().argsort(stable=True)
+    count = module.index.flatten().bincount(minlength=8)
+    with kept_for_backward(module) as kept:
+        experts.products(x, order, count, k)
+    indices = order.nbytes + 4 * 8
+    assert sum(kept.values()) - indices == tokens * (channels + k * 2 * inner) * byte
+
+
+# ---- whole models --------------------------------------------------------------------------------------
+
+
+def test_what_of_our_mixture_of_experts_is_converted():
+    moe = model_of(num_nextn_predict_layers=1)
+    before = {name: id(p) for name, p in moe.named_parameters()}
+    found = to_fp8(moe)
+    assert {name: id(p) for name, p in moe.named_parameters()} == before
+    depth = moe.config.num_hidden_layers
+    assert set(found.kept) == {"lm_head", f"model.layers.{depth}.eh_proj"}
+    attention = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
+    for i, layer in enumerate(moe.model.layers):
+        assert {n for n in attention if f"model.layers.{i}.self_attn.{n}" in found.converted} == attention
+        powers = {n for n, m in layer.named_modules() if isinstance(m, Fp8Linear) and m.power_of_two}
+        assert powers == {"self_attn.o_proj"}
+        dense = layer.mlp if i == 0 else layer.mlp.shared_experts
+        assert type(dense) is Fp8SwiGLU and (i == 0 or type(layer.mlp.experts) is Fp8Experts)
+    high = {n for n, _ in moe.named_parameters() if not n.startswith(tuple(f"{c}." for c in found.converted))}
+    assert {n.split(".")[-2] for n in high if "norm" not in n} == {"embed_tokens", "lm_head", "eh_proj", "gate"}
+    assert found.parameters == sum(p.numel() for n, p in moe.named_parameters() if n not in high)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "mixtral"])
+def test_models_of_transformers(family):
+    """Tied heads and routers stay; gradients are those of bfloat16 up to rounding."""
+    plain = tiny_model(family).bfloat16()
+    fp8 = copy.deepcopy(plain)
+    found = to_fp8(fp8, skip=["*.layers.0.*"])
+    assert type(fp8.get_output_embeddings()) is nn.Linear
+    assert not any(n.split(".")[-1] == "gate" for n in found.converted)
+    assert any(n.startswith("model.layers.1.") for n in found.converted)
+    assert any(n.startswith("model.layers.0.") for n in found.kept) and computes_in_fp8(fp8)
+    assert fp8.state_dict().keys() == plain.state_dict().keys()
+    ids = token_ids(2, 20) % 101
+    gradients = []
+    for candidate in (plain, fp8):
+        candidate(input_ids=ids, labels=ids).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten().float() for p in candidate.parameters() if p.grad is not None]))
+    assert 0.001 < error(gradients[1], gradients[0]) < 0.3
+
+
+def test_what_cannot_be_converted_is_refused():
+    with pytest.raises(ValueError, match=r"'\*\.w_proj' in skip names no linear layer of this model; it has model.la"):
+        to_fp8(model_of(), skip=["*.w_proj"])
+    with pytest.raises(ValueError, match="nothing of this Sequential can compute in FP8"):
+        to_fp8(nn.Sequential(nn.Embedding(3, 4)))
+    with pytest.raises(ValueError, match="'tritn' is not one of auto"):
+        to_fp8(model_of(), backend="tritn")
+    skipped = model_of()
+    to_fp8(skipped, skip=["*.up_proj"])
+    assert type(skipped.model.layers[0].mlp) is SwiGLU  # one of its projections is not in FP8
+
+
+def test_checkpoints_are_those_of_plain_weights(tmp_path):
+    plain, fp8 = model_of(), model_of()
+    to_fp8(fp8)
+    fp8(token_ids(1, 9))  # quantised copies are in no checkpoint
+    fp8.save_pretrained(tmp_path)
+    again = MoEForCausalLM.from_pretrained(tmp_path)
+    assert fp8.state_dict().keys() == plain.state_dict().keys()
+    assert all(torch.equal(t, plain.state_dict()[n]) for n, t in again.state_dict().items())
+
+
+def test_recomputed_layers_give_the_same_gradients():
+    gradients = []
+    for checkpointing in (False, True):
+        moe = small(num_nextn_predict_layers=1, seq_aux_alpha=0.01).train()
+        to_fp8(moe)
+        if checkpointing:
+            getattr(moe, "activation_checkpointing_enable", moe.gradient_checkpointing_enable)({"use_reentrant": False})
+        moe(token_ids(2, 40), labels=token_ids(2, 40)).loss.backward()
+        gradients.append([p.grad for p in moe.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_networks_keep_a_third_of_what_they_keep_in_bfloat16():
+    """Inputs, gate, up, silu(gate) and their product, 2 bytes each; experts all of that for each of a token's."""
+    dtype = torch.bfloat16
+    for plain, bound in ((filled(SwiGLU(128, 256), dtype), 0.35), (routed(256, 8, 4, 128, 128, dtype), 0.45)):
+        fp8 = copy.deepcopy(plain)
+        to_fp8(fp8)
+        kept = []
+        for module in (plain, fp8):
+            with kept_for_backward(module) as found:
+                module(seeded(256, 128).requires_grad_())
+            kept.append(sum(found.values()))
+        assert kept[1] < bound * kept[0]
+
+
+# ---- sampling ------------------------------------------------------------------------------------------
+
+
+def sampled(moe: MoEForCausalLM) -> list[tuple[Document, list[float]]]:
+    """Completions with the experts that each token met, and the sampler's log-probabilities."""
+    sampler = LocalSampler(moe.eval(), tokenizer(eos=None), record_routing=True)
+    prompts = token_lists([9, 4, 17], vocabulary=512)
+    found = sampler.generate(prompts, SamplingParams(n=2, max_tokens=12, seed=0))
+    return [
+        (Document(prompt, s.token_ids, group=g, routed=torch.from_numpy(s.routed_experts)), s.logprobs)
+        for g, (prompt, rows) in enumerate(zip(prompts, found, strict=True))
+        for s in rows
+    ]
+
+
+@torch.no_grad()
+def mismatch_of(trainer: MoEForCausalLM, samples: list[tuple[Document, list[float]]]) -> dict[str, float]:
+    policy = Policy(trainer, experts=ExpertTraining(trainer, RLMoESpec(), 1))  # which meets the sampler's experts
+    (pack,) = policy.pack([document for document, _ in samples], 10_000)
+    logp, _ = policy.logprobs(pack)
+    return {k: float(v) for k, v in mismatch(logp, pack.gather([logps for _, logps in samples])).items()}
+
+
+def fp8_model(**settings) -> MoEForCausalLM:
+    moe = small(num_nextn_predict_layers=1)
+    to_fp8(moe, **settings)
+    return moe
+
+
+def test_decoding_multiplies_as_training_does(monkeypatch):
+    """The absorbed form of attention does not pass through kv_b_proj, yet meets its rounded weights and latents."""
+    moe = fp8_model()
+    agreeing = mismatch_of(moe, sampled(moe))
+    assert agreeing["max"] < 0.02
+    monkeypatch.setattr(model.mla, "multiplied_weight", lambda linear: linear.weight)
+    monkeypatch.setattr(model.mla, "multiplied_input", lambda linear, x: x)
+    apart = mismatch_of(moe, sampled(moe))
+    assert apart["max"] > 3 * agreeing["max"] and apart["k3"] > 3 * agreeing["k3"]
+
+
+def test_a_sampler_with_exported_weights_rounds_as_the_trainer_does():
+    """Masters are float32, exported weights bfloat16: the trainer quantises what it exports. Quantising the masters
+    instead rounds some weights to other neighbours."""
+    found = {}
+    for rounding in (torch.bfloat16, None):
+        trainer, remote = small(), small(seed=1)
+        in_fp8 = to_fp8(trainer, weight_rounding=rounding).converted
+        to_fp8(remote, weight_rounding=rounding)
+        with torch.no_grad():  # what is not in FP8 is the same on both sides
+            for name, tensor in trainer.state_dict().items():
+                if not name.endswith("bias") and not any(name.startswith(f"{layer}.") for layer in in_fp8):
+                    tensor.copy_(tensor.bfloat16())
+        export = {n: t if n.endswith("bias") else t.bfloat16() for n, t in trainer.state_dict().items()}
+        LocalSampler(remote, tokenizer(eos=None)).update_weights(export.items(), 1)
+        found[rounding] = mismatch_of(trainer, sampled(remote))
+    with_rule, without = found[torch.bfloat16], found[None]
+    assert with_rule["max"] < 0.02
+    assert without["k3"] > 3 * with_rule["k3"]
+
+
+def test_prepacked_weights_do_not_stand_in_for_fp8():
+    moe = fp8_model().bfloat16()
+    with prepacked(moe, 4):
+        packed = [name for name, m in moe.named_modules() if isinstance(m, nn.Linear) and "forward" in vars(m)]
+    assert not any(isinstance(moe.get_submodule(name), Fp8Linear) for name in packed)
+
+
+def test_new_weights_are_sampled_from():
+    moe = fp8_model()
+    first = sampled(moe)
+    other = small(seed=1, num_nextn_predict_layers=1)
+    LocalSampler(moe, tokenizer(eos=None)).update_weights(other.state_dict().items(), 1)
+    to_fp8(other)
+    assert [s[1] for s in sampled(moe)] == [s[1] for s in sampled(other)] != [s[1] for s in first]
+
+
+def test_packs_and_single_documents_agree():
+    """What each token's row becomes does not depend on its neighbours."""
+    policy = Policy(fp8_model())
+    assert policy.check_packing() < 0.02 and policy.packed
+    batch = [d for d in documents(vocabulary=512) if len(d) > 2]
+    values = []
+    for budget in (20, 10_000):
+        found = {}
+        for pack in policy.pack(batch, budget):
+            with torch.no_grad():
+                logp, _ = policy.logprobs(pack)
+            found.update(zip(zip(pack.sequence_P.tolist(), pack.offset_P.tolist(), strict=True), logp, strict=True))
+        values.append([float(found[key]) for key in sorted(found)])
+    assert values[0] == pytest.approx(values[1], abs=0.02)
