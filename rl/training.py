@@ -55,14 +55,20 @@ class Training(ABC):
         if recipe.model.lora is not None:
             add_adapters(model, recipe.model.lora, recipe.seed)
         self.parameters = sum(p.numel() for p in model.parameters())
-        apply_precision(model.to(self.processes.device), recipe.precision, self.processes, self.folder.progress)
+        plain = Policy(model)
+        if recipe.precision.kind == "fp8":  # which multiplies what the order of sums rounds: layouts are checked before
+            plain.check_packing()
+            apply_precision(model, recipe.precision, self.processes, self.folder.progress)
         self.backend = load_backend(
             model, DTYPES[recipe.model.dtype], recipe.optimizer, self.processes, samples=self.samples
         )
         self.experts = ExpertTraining.of(model, moe, self.total_updates, "moe" in recipe.model_fields_set)
         execution = self.backend.execution
         self.policy = Policy(model, temperature=temperature, experts=self.experts, execution=execution)
-        self.policy.check_packing()
+        if recipe.precision.kind == "fp8":
+            self.policy.packed = plain.packed
+        else:
+            self.policy.check_packing()
         self.evaluator = Evaluator.of(recipe, self.tokenizer, self.processes)
 
     @property

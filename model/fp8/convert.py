@@ -35,6 +35,7 @@ def to_fp8(
     model: nn.Module,
     *,
     backend: str = "auto",
+    device: torch.device | None = None,
     skip: Iterable[str] = (),
     keep_weights: bool = True,
     weight_rounding: torch.dtype | None = torch.bfloat16,
@@ -45,10 +46,10 @@ def to_fp8(
     output heads, layers called as in KEPT, subclasses of nn.Linear (adapters), and what `skip` names, as in
     "model.layers.0.*" or "*.q_proj". Stacked experts of transformers' own models are no linear layers.
 
-    keep_weights, weight_rounding: see `Fp8Context`. Raises ValueError if the backend cannot run on the model's device,
+    device: where the model will run; None = where it is. keep_weights, weight_rounding: see `Fp8Context`. Raises ValueError if the backend cannot run on the model's device,
     if a pattern of `skip` names nothing, or if nothing is left to convert.
     """
-    device = next(model.parameters()).device
+    device = device or next(model.parameters()).device
     choose(backend, device if device.type != "meta" else "cpu")
     context = Fp8Context(backend, keep_weights=keep_weights, weight_rounding=weight_rounding)
     found = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Experts)}

@@ -13,7 +13,8 @@ from rl.run.progress import Progress
 
 
 def apply_precision(model: Any, spec: PrecisionSpec, processes: Processes, progress: Progress) -> None:
-    """Turns the layers of a model on its device into FP8 ones where the recipe asks for it, and says so in the log."""
+    """Turns layers of a model into FP8 ones where the recipe asks for it, and says so in the log. The model may still be
+    elsewhere than on the process's device, where it will run."""
     if spec.kind != "fp8":
         return
     sharded = processes.sharding.kind != "none"
@@ -21,11 +22,11 @@ def apply_precision(model: Any, spec: PrecisionSpec, processes: Processes, progr
         raise RecipeError("precision: fp8 trains replicated or under FSDP2, not with DeepSpeed; choose another backend")
     from model.fp8.convert import to_fp8
 
-    device = model.device
+    device = processes.device
     backend = backend_for(spec, device)
     try:
         # Gathered weights exist around their use only: there is nothing to keep a quantised copy of.
-        found = to_fp8(model, backend=backend, skip=spec.skip, keep_weights=not sharded)
+        found = to_fp8(model, backend=backend, device=device, skip=spec.skip, keep_weights=not sharded)
     except ValueError as error:
         raise RecipeError(f"precision: {error}") from error
     progress.line(
