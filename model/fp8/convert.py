@@ -46,8 +46,10 @@ def to_fp8(
     output heads, layers called as in KEPT, subclasses of nn.Linear (adapters), and what `skip` names, as in
     "model.layers.0.*" or "*.q_proj". Stacked experts of transformers' own models are no linear layers.
 
-    device: where the model will run; None = where it is. keep_weights, weight_rounding: see `Fp8Context`. Raises ValueError if the backend cannot run on the model's device,
-    if a pattern of `skip` names nothing, or if nothing is left to convert.
+    device: where the model will run; None = where it is. keep_weights, weight_rounding: see `Fp8Context`.
+
+    Raises ValueError if the backend cannot run on that device, if a pattern of `skip` names nothing, or if nothing is left
+    to convert.
     """
     device = device or next(model.parameters()).device
     choose(backend, device if device.type != "meta" else "cpu")

@@ -13,8 +13,10 @@ from rl.run.progress import Progress
 
 
 def apply_precision(model: Any, spec: PrecisionSpec, processes: Processes, progress: Progress) -> None:
-    """Turns layers of a model into FP8 ones where the recipe asks for it, and says so in the log. The model may still be
-    elsewhere than on the process's device, where it will run."""
+    """Turns layers of a model into FP8 ones where the recipe asks for it, and says so in the log.
+
+    The model may still be elsewhere than on the process's device, where it will run.
+    """
     if spec.kind != "fp8":
         return
     sharded = processes.sharding.kind != "none"
