@@ -9,6 +9,7 @@ import gc
 import itertools
 import secrets
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,12 +215,10 @@ class VLLMEngine:
             stream = checked(itertools.chain([first], pairs), self._shapes, self._fused, tied=self._tied, whole=whole)
             # Before the weights change, so that nothing computed with the old ones is used with the new ones.
             self._engine.reset_prefix_cache(reset_running_requests=True)
-            self._broken = f"the update to version {version} broke off: send all weights, or restart the engine"
-            if self._in_process:
-                self._engine.collective_rpc("r1forge_load", args=(stream,))
-            else:
-                with spooled(stream) as folder:
-                    self._engine.collective_rpc("r1forge_load", args=(folder,))
+            handed: AbstractContextManager[Any] = nullcontext(stream) if self._in_process else spooled(stream)
+            with handed as source:
+                self._broken = f"the update to version {version} broke off: send all weights, or restart the engine"
+                self._engine.collective_rpc("r1forge_load", args=(source,))
             self._broken = None
         self.version = version
 
