@@ -19,7 +19,7 @@ from rl.rollout.local_engine import LocalEngine
 from rl.rollout.probe import ProbeFailed
 from rl.rollout.workers import command
 from rl.rollout.workers.client import WorkerClient
-from rl.rollout.workers.fleet import Fleet, Probe, Settings, Worker
+from rl.rollout.workers.fleet import Fleet, FleetSettings, Probe, Worker
 from rl.rollout.workers.launch import StartFailed, WorkerProcess, write_secret
 from rl.rollout.workers.sampler import WorkerSampler
 from rl.rollout.workers.transfer import Spool
@@ -31,7 +31,7 @@ PROBE = Probe(token_lists([40])[0], tolerance=0.01)
 
 def served(workers, spool, model, *, deadline_s=60.0, in_flight=256, wait_s=60.0, probe=None, **settings):
     """A sampler over (client, process or None) pairs, whose trainer's model is `model`."""
-    settings = Settings(transport="files", say=lambda text: None, **settings)
+    settings = FleetSettings(transport="files", say=lambda text: None, **settings)
     fleet = Fleet([Worker(client, process) for client, process in workers], spool, PROBE, settings)
 
     clients = [WorkerClient(client.url, SECRET, deadline_s) for client, _ in workers]
