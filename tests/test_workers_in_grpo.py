@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -135,3 +136,8 @@ def test_what_can_be_known_before_the_run(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="several hosts"):
         check_rollout(of(mode="server", workers={"count": 1}))
+
+
+def test_the_slurm_script_is_bash():
+    script = Path(__file__).parent.parent / "recipes" / "slurm" / "grpo-2-nodes.sbatch"
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
