@@ -14,12 +14,13 @@ from tiny_models import EOS, tiny_model, token_lists, tokenizer
 from worker_threads import SECRET, Running, sampler
 
 from recipes import free_port
+from rl.policy.load import character_tokenizer
 from rl.rollout import LocalSampler, SamplingParams
 from rl.rollout.local_engine import LocalEngine
 from rl.rollout.probe import ProbeFailed
 from rl.rollout.workers import command
 from rl.rollout.workers.client import WorkerClient
-from rl.rollout.workers.fleet import Fleet, Probe, Settings, Worker
+from rl.rollout.workers.fleet import Fleet, FleetSettings, Probe, Worker
 from rl.rollout.workers.launch import StartFailed, WorkerProcess, write_secret
 from rl.rollout.workers.sampler import WorkerSampler
 from rl.rollout.workers.transfer import Spool
@@ -31,7 +32,7 @@ PROBE = Probe(token_lists([40])[0], tolerance=0.01)
 
 def served(workers, spool, model, *, deadline_s=60.0, in_flight=256, wait_s=60.0, probe=None, **settings):
     """A sampler over (client, process or None) pairs, whose trainer's model is `model`."""
-    settings = Settings(transport="files", say=lambda text: None, **settings)
+    settings = FleetSettings(transport="files", say=lambda text: None, **settings)
     fleet = Fleet([Worker(client, process) for client, process in workers], spool, PROBE, settings)
 
     clients = [WorkerClient(client.url, SECRET, deadline_s) for client, _ in workers]
@@ -184,43 +185,79 @@ def test_a_wrong_secret_is_noticed_at_the_start(spool):
 # ---- worker processes --------------------------------------------------------------------------------
 
 
-def test_processes_killed_and_stopped_in_the_middle_are_replaced(tmp_path, spool):
-    """SIGKILL for one worker, SIGSTOP for the other, while both sample: every prompt once, with the right weights."""
+LONG = SamplingParams(n=2, max_tokens=80, min_tokens=80, seed=1)
+MANY = token_lists([5 + i % 7 for i in range(12)])
+
+
+def strike(client: WorkerClient, process: WorkerProcess, number: signal.Signals) -> threading.Thread:
+    """Sends a signal to the worker when it is in the middle of sampling."""
+
+    def wait_and_kill() -> None:
+        while client.health().steps < 10:
+            time.sleep(0.01)
+        os.kill(process._process.pid, number)
+
+    thread = threading.Thread(target=wait_and_kill)
+    thread.start()
+    return thread
+
+
+def test_a_process_killed_in_the_middle_is_replaced_while_another_worker_goes_on(tmp_path, spool):
     model = tiny_model("llama", seed=9)
-    tiny_model("llama", seed=1).save_pretrained(tmp_path / "model")
-    write_tokenizer(tmp_path / "model")
-    (tmp_path / "secret").write_text(SECRET)
+    with Running(spool.folder) as other:
+        mine = process(tmp_path, spool, 0)
+        client = WorkerClient(mine.url, SECRET, 10.0)
+        workers = served([(client, mine), (other.client, None)], spool, model, wait_s=300.0, in_flight=8)
+        try:
+            workers.fleet.start()
+            workers.update_weights(model.named_parameters(), 3)
+            first = mine._process.pid
+            striker = strike(client, mine, signal.SIGKILL)
+            got = workers.generate(MANY, LONG)
+            striker.join()
+            assert tokens(got) == tokens(local(model, MANY, LONG))
+            assert {s.weights_version for row in got for s in row} == {3} and workers.moved > 0
+            end = time.monotonic() + 300
+            while not workers.fleet.workers[0].up or mine._process.pid == first:
+                assert time.monotonic() < end, workers.fleet.workers[0].reason
+                time.sleep(0.1)
+            assert client.health().version == 3  # nobody told it but the spool
+            assert client.score([PROBE.tokens])[0] == pytest.approx(logprobs(model), abs=1e-4)
+        finally:
+            workers.close()
+    assert mine._process.poll() is not None
+
+
+@pytest.mark.slow
+def test_one_killed_and_one_stopped_at_the_same_time(tmp_path, spool):
+    """Nobody is left; the run waits until both are there again, with the right weights."""
+    model = tiny_model("llama", seed=9)
     processes = [process(tmp_path, spool, number) for number in range(2)]
-    deadline_s = 4.0
-    pairs = [(WorkerClient(p.url, SECRET, deadline_s), p) for p in processes]
-    workers = served(pairs, spool, model, deadline_s=deadline_s, wait_s=300.0, start_timeout_s=300.0, in_flight=12)
+    pairs = [(WorkerClient(p.url, SECRET, 4.0), p) for p in processes]
+    workers = served(pairs, spool, model, deadline_s=4.0, wait_s=300.0, start_timeout_s=300.0, in_flight=12)
     try:
         workers.fleet.start()
         workers.update_weights(model.named_parameters(), 3)
-        prompts = token_lists([5 + i % 7 for i in range(12)])
-        long = SamplingParams(n=2, max_tokens=80, min_tokens=80, seed=1)
-        first_pids = [p._process.pid for p in processes]
-
-        def strike() -> None:
-            for (client, _), pid, number in zip(pairs, first_pids, (signal.SIGKILL, signal.SIGSTOP), strict=True):
-                while client.health().steps < 10:
-                    time.sleep(0.01)
-                os.kill(pid, number)
-
-        striker = threading.Thread(target=strike)
-        striker.start()
-        got = workers.generate(prompts, long)
-        striker.join()
-        assert tokens(got) == tokens(local(model, prompts, long))
+        first = [p._process.pid for p in processes]
+        signals = (signal.SIGKILL, signal.SIGSTOP)
+        strikers = [strike(client, p, number) for (client, p), number in zip(pairs, signals, strict=True)]
+        got = workers.generate(MANY, LONG)
+        for striker in strikers:
+            striker.join()
+        assert tokens(got) == tokens(local(model, MANY, LONG))
         assert {s.weights_version for row in got for s in row} == {3}
         assert workers.moved > 0 and workers.fleet.restarts >= 2
-        assert not set(first_pids) & {p._process.pid for p in processes}
+        assert not set(first) & {p._process.pid for p in processes}
     finally:
         workers.close()
     assert all(p._process.poll() is not None for p in processes)
 
 
 def process(folder, spool, number: int, python: str | None = None) -> WorkerProcess:
+    """A worker of other weights than the trainer's."""
+    tiny_model("llama", seed=1).save_pretrained(folder / "model")
+    character_tokenizer().save_pretrained(folder / "model")
+    (folder / "secret").write_text(SECRET)
     return WorkerProcess(
         number,
         folder,
@@ -237,23 +274,19 @@ def process(folder, spool, number: int, python: str | None = None) -> WorkerProc
     )
 
 
-def write_tokenizer(folder) -> None:
-    from rl.policy.load import character_tokenizer
-
-    character_tokenizer().save_pretrained(folder)
-
-
 def test_a_worker_that_cannot_start_says_why(tmp_path, spool, capsys):
     (tmp_path / "secret").write_text("short")
     arguments = ["--model", str(tmp_path), "--secret-file", str(tmp_path / "secret")]
     assert command.main(arguments) == 2
     assert "at least 16 printable" in capsys.readouterr().err
     (tmp_path / "secret").write_text(SECRET)
+    (tmp_path / "empty").mkdir()
+    arguments[1] = str(tmp_path / "empty")
     for options, says in (
         (["slots=4"], "no option slots"),
         (["max_slots"], "must look like name=value"),
         (["--cores", "3-1"], "must look like 0-3"),
-        ([], "model.path"),  # an empty folder
+        ([], "model.path"),
     ):
         assert command.main([*arguments, *options]) == 2
         assert says in capsys.readouterr().err

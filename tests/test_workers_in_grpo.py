@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -39,19 +40,24 @@ def test_a_run_with_a_worker_is_the_run_in_process(tmp_path):
     )
     result = run(str(here), str(there), code=BOTH)
     assert result.returncode == 0, result.stdout + result.stderr
-    # Which prompts a worker decodes together depends on when they arrive, and with it the last bits of sums.
-    for mine, its in zip(samples(tmp_path / "here"), samples(tmp_path / "there"), strict=True):
-        assert its.pop("logprobs") == pytest.approx(mine.pop("logprobs"), abs=1e-4)
-        assert its.pop("advantage") == pytest.approx(mine.pop("advantage"), abs=1e-4)
-        assert its == mine
-    for mine, its in zip(numbers(tmp_path / "here"), numbers(tmp_path / "there"), strict=True):
-        assert its == pytest.approx(mine, rel=1e-3, abs=1e-4, nan_ok=True)
+    assert_same(tmp_path / "here", tmp_path / "there")
     rows = metrics(tmp_path / "there")
     assert all(row["sync/workers"] == 1 and row["sync/bytes"] > 10_000 and row["sync/probe"] < 1e-4 for row in rows)
     folder = tmp_path / "there" / "workers"
     assert not (folder / "weights").exists()
     pid = json.loads((folder / "worker-0.json").read_text())["pid"]
     assert not Path(f"/proc/{pid}").exists()  # ended with the run
+
+
+def assert_same(here: Path, there: Path) -> None:
+    """The same samples; numbers to rounding, as other batches of sequences may be other sums."""
+    mine, theirs = samples(here), samples(there)
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.pop("logprobs") == pytest.approx(b.pop("logprobs"), abs=1e-5)
+        assert a.pop("advantage") == pytest.approx(b.pop("advantage"), abs=1e-5)
+    assert mine == theirs
+    for a, b in zip(numbers(here), numbers(there), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -75,9 +81,7 @@ def test_two_trainer_processes_whose_workers_are_killed(tmp_path):
     output = chaos.communicate(timeout=900)[0]
     assert chaos.returncode == 0 and len(struck) == 2, output
     assert output.count("is lost") >= 2
-    expected, got = samples(tmp_path / "calm"), samples(tmp_path / "chaos")
-    keys = ("step", "group", "id", "token_ids", "reward", "weights_version")
-    assert [{k: row[k] for k in keys} for row in got] == [{k: row[k] for k in keys} for row in expected]
+    assert_same(tmp_path / "calm", tmp_path / "chaos")
 
 
 @pytest.mark.parametrize(
@@ -132,3 +136,8 @@ def test_what_can_be_known_before_the_run(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="several hosts"):
         check_rollout(of(mode="server", workers={"count": 1}))
+
+
+def test_the_slurm_script_is_bash():
+    script = Path(__file__).parent.parent / "recipes" / "slurm" / "grpo-2-nodes.sbatch"
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import vllm_env
-from test_workers import logprobs, served, tokens, write_tokenizer
+from test_workers import logprobs, served, tokens
 from tiny_models import tiny_model, token_lists, tokenizer
 from worker_threads import SECRET
 
 from recipes import grpo, metrics, run, write
+from rl.policy.load import character_tokenizer
 from rl.rollout import LocalSampler, SamplingParams
 from rl.rollout.workers.client import WorkerClient
 from rl.rollout.workers.launch import WorkerProcess
@@ -37,7 +38,7 @@ def llama(seed: int) -> Any:
 
 def started(folder: Path, spool: Spool) -> WorkerProcess:
     llama(1).save_pretrained(folder / "model")
-    write_tokenizer(folder / "model")
+    character_tokenizer().save_pretrained(folder / "model")
     (folder / "secret").write_text(SECRET)
     return WorkerProcess(
         0,

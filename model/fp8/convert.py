@@ -48,8 +48,8 @@ def to_fp8(
 
     device: where the model will run; None = where it is. keep_weights, weight_rounding: see `Fp8Context`.
 
-    Raises ValueError if the backend cannot run on that device, if a pattern of `skip` names nothing, or if nothing is left
-    to convert.
+    Raises ValueError if the backend cannot run on that device, if a pattern of `skip` names nothing, or if nothing is
+    left to convert.
     """
     device = device or next(model.parameters()).device
     choose(backend, device if device.type != "meta" else "cpu")

@@ -21,7 +21,7 @@ from rl.rollout.probe import probe_tokens
 from rl.rollout.sync import Sync, probe_logprobs
 from rl.rollout.workers.client import WorkerClient
 from rl.rollout.workers.command import read_secret
-from rl.rollout.workers.fleet import Fleet, Probe, Settings, Worker
+from rl.rollout.workers.fleet import Fleet, FleetSettings, Probe, Worker
 from rl.rollout.workers.launch import WorkerProcess, write_secret
 from rl.rollout.workers.receiving import shared_folder
 from rl.rollout.workers.sampler import WorkerSampler
@@ -124,7 +124,7 @@ def _fleet(
         workers = [Worker(WorkerClient(url, secret, spec.deadline_s)) for url in spec.urls]
     else:
         workers = [_started(recipe, spec, run, number, spool, secret, routing) for number in range(spec.count or 0)]
-    settings = Settings(
+    settings = FleetSettings(
         transport=spec.chosen_transport,
         start_timeout_s=spec.start_timeout_s,
         max_restarts=spec.max_restarts,

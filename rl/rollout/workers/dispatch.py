@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
@@ -14,11 +15,17 @@ MOST_TRIES = 4  # a prompt that so many workers were lost with is suspected of h
 @dataclass
 class _Prompt:
     request: Request
+    place: int
     tries: int = 0
 
     @property
     def cost(self) -> int:
         return len(self.request.prompt) + 1
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Longest first; LocalSampler's own order, so that one worker samples as it would in this process."""
+        return -self.cost, self.place
 
 
 @dataclass
@@ -44,9 +51,9 @@ class Dispatch:
     """
 
     def __init__(self, requests: Iterable[Request], in_flight: int):
-        prompts = [_Prompt(request) for request in requests]
+        prompts = [_Prompt(request, place) for place, request in enumerate(requests)]
         self.total, self.in_flight = len(prompts), max(1, in_flight)
-        self._waiting = sorted(prompts, key=lambda p: p.cost)  # the longest is taken from the end
+        self._waiting = deque(sorted(prompts, key=lambda p: p.order))
         self._queues: dict[str, _Queue] = {}
         self.done: dict[str, list[Sample]] = {}
         self.moved = 0  # prompts that were taken from a lost worker
@@ -62,7 +69,7 @@ class Dispatch:
             if not room:
                 return
             chosen = min(room, key=lambda w: (self._queue(w).load, w))
-            prompt = self._waiting.pop()
+            prompt = self._waiting.popleft()
             self._queue(chosen).unsent[prompt.request.key] = prompt
 
     def unsent(self, worker: str) -> list[Request]:
@@ -94,7 +101,8 @@ class Dispatch:
                     f"{prompt.tries} workers were lost while they sampled one prompt of {len(prompt.request.prompt)} "
                     "tokens: look at their logs"
                 )
-        self._waiting = sorted([*self._waiting, *queue.unsent.values(), *queue.sent.values()], key=lambda p: p.cost)
+        back = [*self._waiting, *queue.unsent.values(), *queue.sent.values()]
+        self._waiting = deque(sorted(back, key=lambda p: p.order))
         self.moved += len(queue.sent)
         return list(queue.sent)
 

@@ -53,7 +53,7 @@ class Sync:
 
 
 @dataclass
-class Settings:
+class FleetSettings:
     """transport: of updates to all; a worker that comes back gets its weights by file or http."""
 
     transport: Transport
@@ -69,7 +69,7 @@ class Fleet:
     killed and started again if it is ours, waited for if it is not, and brought to the current weights before it counts
     as up. `error` is what no restart can mend."""
 
-    def __init__(self, workers: Sequence[Worker], spool: Spool, probe: Probe, settings: Settings):
+    def __init__(self, workers: Sequence[Worker], spool: Spool, probe: Probe, settings: FleetSettings):
         self.workers, self.spool, self.probe, self.settings = list(workers), spool, probe, settings
         self.version: int | None = None
         self.error: str | None = None

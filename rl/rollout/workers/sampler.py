@@ -47,6 +47,7 @@ class WorkerSampler:
         self.version = -1  # nothing has been sent yet
         self.progress = progress  # called with (completions done, completions asked for)
         self.sync = Sync()
+        self.stale: dict[str, list[str]] = {}  # what a lost worker need not go on with, should it come back
         self.moved = 0  # prompts that were taken from lost workers, over all calls
         self.probe, self.share, self.in_flight, self.wait_s = probe, share, in_flight, wait_s
 
@@ -118,7 +119,6 @@ class _Rollout:
         self.dispatch = Dispatch(requests, sampler.in_flight // settings.n)
         self.ready: set[str] = set()
         self.reasons: dict[str, str] = {}  # why a worker is not ready
-        self.stale: dict[str, list[str]] = {}  # what a lost worker need not go on with, should it come back
         self.error: Exception | None = None
         self.changed = threading.Condition()
         self.alone_since = time.monotonic()  # no worker has been ready since then
@@ -178,8 +178,8 @@ class _Rollout:
         """Whether the worker can take prompts: it answers, and has the weights that we want."""
         try:
             health = client.health()
-            if self.stale.get(client.url):
-                client.abort(self.stale.pop(client.url))
+            if self.sampler.stale.get(client.url):
+                client.abort(self.sampler.stale.pop(client.url))
         except (Unreachable, Refusal) as error:
             reason: str | None = str(error)
         else:
@@ -224,7 +224,7 @@ class _Rollout:
             self.reasons[client.url] = reason
             if not self.ready:
                 self.alone_since = time.monotonic()
-            self.stale[client.url] = self.dispatch.give_back(client.url)
+            self.sampler.stale.setdefault(client.url, []).extend(self.dispatch.give_back(client.url))
             self.changed.notify_all()
 
     def _tidy(self, client: WorkerClient, forget: Sequence[str]) -> None:
