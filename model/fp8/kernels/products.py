@@ -168,7 +168,7 @@ def descriptor(values: Tensor, rows: int) -> TensorDescriptor:
 
 
 def _rows(a: Quantized, b: Quantized, offsets: Tensor | None, out: Tensor, accumulate: bool) -> Tensor:
-    (m, k), n, experts = a.shape, b.shape[-2], 1 if offsets is None else len(offsets)
+    m, n, experts = a.shape[0], b.shape[-2], 1 if offsets is None else len(offsets)
     if not out.numel() or not b.values.numel():
         return out if accumulate else out.zero_()
     block, warps, stages = launch_shape(m // experts)
