@@ -84,7 +84,7 @@ def test_powers_of_two_are_the_next_larger_ones(floor):
     amax = torch.cat([torch.logspace(-35, 35, 400), 448 * 2.0 ** torch.arange(-30.0, 30)])
     amax = torch.cat([amax, torch.nextafter(amax, torch.tensor(torch.inf))])
     scale = fp8.quantize_activation(amax[:, None], power_of_two=True, floor=floor).scales[:, 0].double()
-    needed = amax.double().clamp(min=floor or 0) / 448
+    needed = (amax.double().clamp(min=floor or 0) / 448).clamp(min=2**-100)
     assert (scale.frexp().mantissa == 0.5).all()
     assert ((scale >= needed * (1 - 2**-24)) & (scale < 2 * needed)).all()
 
@@ -94,8 +94,10 @@ def test_gradients_keep_their_precision_however_small():
     with_floor, without = quantize_activation(tiny), quantize_activation(tiny, floor=None)
     error = [float((q.dequantize() - tiny).norm() / tiny.norm()) for q in (with_floor, without)]
     assert error[0] > 0.1 and error[1] < 2**-4
-    subnormal = torch.full((1, 128), 1e-39)
-    assert torch.allclose(quantize_activation(subnormal, floor=None).dequantize(), subnormal, rtol=2**-4, atol=0)
+    smallest = torch.full((1, 128), 2e-32)
+    assert torch.allclose(quantize_activation(smallest, floor=None).dequantize(), smallest, rtol=2**-4, atol=0)
+    subnormal = quantize_activation(torch.full((1, 128), 1e-39), floor=None)
+    assert subnormal.scales == 2**-100 and not subnormal.dequantize().any()
     zeros = quantize_activation(torch.zeros(3, 200), floor=None)
     assert (zeros.scales == 1).all() and not zeros.dequantize().any()
     assert (quantize_activation(torch.zeros(3, 200)).scales == torch.tensor(1e-4) / 448).all()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 E4M3_MAX = 448.0  # the largest finite number: 1.75 · 2^8
 AMAX_FLOOR = 1e-4  # of a block: zeros get a finite scale
-SMALLEST_SCALE = 2.0**-126  # the smallest normal float32: its reciprocal is finite
+SMALLEST_SCALE = 2.0**-100  # so that remainders of divisions by it are no subnormals that count
 BLOCK = (128, 128)
 
 
@@ -45,8 +45,8 @@ def quantize_blocks(
 def block_scales(amax: Tensor, floor: float | None, power_of_two: bool) -> Tensor:
     """max(amax, floor) / 448, of the same shape; without a floor, 1 for a block of zeros.
 
-    power_of_two: rounded up to one, so that dividing by it is exact and only E4M3 rounds. Never subnormal: GPUs may
-    flush those, and reciprocals would overflow. NaN if amax is not finite.
+    power_of_two: rounded up to one, so that dividing by it is exact and only E4M3 rounds. Never below 2^-100, which
+    an amax of 3.5e-28 reaches: there GPUs could not divide quickly and exactly. NaN if amax is not finite.
     """
     scale = (amax.clamp(min=floor) if floor else amax) / E4M3_MAX
     scale = torch.where(amax.isfinite(), scale.clamp(min=SMALLEST_SCALE), torch.nan)

@@ -18,7 +18,7 @@ from model.fp8.kernels.common import (
 )
 from model.fp8.quantized import ROW, TILE, Quantized, check_activation, padded_tiles
 
-WARPS = 8
+WARPS = 16  # 128 x 128 float32 numbers in the registers of eight would leave none
 
 
 @triton.jit
