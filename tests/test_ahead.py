@@ -190,8 +190,8 @@ STATEFUL = {
     "grpo__reference": {"ema": 0.9},
     "grpo__dynamic_sampling": {"max_rounds": 2},
 }
-# As test_resume.py kills, but for the sampler.
-KILL_AHEAD = KILL.replace(
+# As test_resume.py kills, but for the sampler; and in the rollout of step 4, while step 3 is being trained.
+KILL_AHEAD = KILL.replace("strike(30)", "strike(170)").replace(
     "from rl.__main__ import main\nsys.exit(main(sys.argv[3:]))",
     f"sys.path.insert(0, {str(REPO / 'tests')!r})\nfrom ahead_runs import main\nmain(sys.argv[3:])",
 )
@@ -210,7 +210,9 @@ def ahead_changes(folder):
     return {"ahead": changes.pop("rollout__ahead"), **changes}
 
 
-@pytest.mark.parametrize("place", ["rollout", "optimizer", pytest.param("checkpoint", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "place", ["rollout", *(pytest.param(place, marks=pytest.mark.slow) for place in ("optimizer", "checkpoint"))]
+)
 def test_killed_and_resumed_equals_uninterrupted(place, uninterrupted, tmp_path):
     assert KILL_AHEAD != KILL
     changes = {**STATEFUL, "rewards": coarse(tmp_path), "grpo__steps": 5}
@@ -267,14 +269,12 @@ def test_a_reward_that_raises_in_a_later_rollout_stops_the_training(tmp_path, mo
     assert not [t for t in threading.enumerate() if t.name in ("rollout", "rewards")]
 
 
-def test_a_reward_that_exits_ends_the_process(tmp_path):
+def test_a_reward_that_exits_ends_the_training(tmp_path):
     (tmp_path / "mine.py").write_text("import sys\ndef leave(completions):\n    sys.exit(7)\n")
-    recipe = grpo(
-        tmp_path / "run", rollout__ahead=1, rewards=[{"path": f"{tmp_path}/mine.py:leave", "per_group": True}]
-    )
-    code = f"import sys; sys.path.insert(0, {str(REPO / 'tests')!r}); from ahead_runs import main; main(sys.argv[1:])"
-    result = run(str(write(tmp_path / "recipe.yaml", recipe)), code=code)
-    assert result.returncode == 7, result.stderr
+    for name, per_group in (("early", True), ("late", False)):
+        with pytest.raises(SystemExit, match="7"):
+            rewards = [{"path": f"{tmp_path}/mine.py:leave", "per_group": per_group}]
+            train(tmp_path / name, 1, rewards=rewards)
 
 
 def test_an_interrupt_ends_the_rollout_that_is_under_way(tmp_path, monkeypatch):
