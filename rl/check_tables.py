@@ -70,6 +70,8 @@ def memory_table(recipe: Any) -> list[str]:
         trained = count if spec.lora is None else adapter_count(config, spec.lora)
         masters = trained * 4 if low == 2 or sharding.kind == "zero" else 0
         rows |= {"float32 masters": masters, "float32 gradients": trained * 4, "Adam moments": trained * moments}
+        if sharding.kind == "fsdp2":  # parameters stay float32: those that are trained are the masters
+            rows["weights"] = 0 if masters and spec.lora is None else count * 4
         if sharding.kind != "none":
             rows |= sharded_rows(rows, sharding, world)
             if not sharding.whole and (isinstance(recipe, GRPORecipe | GKDRecipe) or recipe.evaluate is not None):
@@ -110,10 +112,7 @@ def sharded_rows(rows: dict[str, float], sharding: Sharding, world: int) -> dict
         parts.add("float32 gradients")
     if not sharding.whole:
         parts.add("weights")
-    found = {name: size / world for name, size in rows.items() if name in parts}
-    if sharding.kind == "fsdp2" and rows["float32 masters"]:
-        found["weights"] = 0.0  # the masters are all there is of them
-    return found
+    return {name: size / world for name, size in rows.items() if name in parts}
 
 
 def config_of(spec: ModelSpec, field: str = "model") -> Any:

@@ -43,8 +43,8 @@ class DeepSpeedBackend(Backend):
         super().__init__(model, compute_dtype, spec, processes)
         sharding = processes.sharding
         low = compute_dtype != torch.float32
-        # In bfloat16 DeepSpeed's ZeRO-1 is another optimizer, which stops at a gradient that is zero or no number.
         self.whole = sharding.whole
+        # In bfloat16 DeepSpeed's ZeRO-1 is another optimizer, which stops at a gradient that is zero or no number.
         self.stage = 2 if sharding.stage == 1 and low else sharding.stage
         kept = kept_in_float32(model)
         if kept and low:
