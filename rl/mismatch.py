@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from rl.recipe import GRPORecipe
@@ -25,7 +24,7 @@ class MismatchAlarm:
     def of(self, metrics: Mapping[str, float]) -> str | None:
         """The warning that a step's metrics call for."""
         shares = {
-            name: math.inf if math.isnan(value := metrics[f"mismatch/{name}"]) else value / limit
+            name: metrics[f"mismatch/{name}"] / limit
             for name, limit in self.limits.items()
             if limit is not None and f"mismatch/{name}" in metrics
         }

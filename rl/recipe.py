@@ -95,9 +95,8 @@ class PrecisionSpec(Strict):
 
     @model_validator(mode="after")
     def _fields_mean_something(self) -> PrecisionSpec:
-        surplus = self.model_fields_set - {"kind"}
-        if self.kind != "fp8" and surplus:
-            raise ValueError(f"{min(surplus)} means nothing without kind: fp8")
+        if self.kind != "fp8" and (self.backend != "auto" or self.skip):
+            raise ValueError(f"{'skip' if self.skip else 'backend'} means nothing without kind: fp8")
         return self
 
 
