@@ -3,6 +3,7 @@
     accelerate launch -m rl recipes/NAME.yaml [dotted.key=value ...]    run a recipe
     python -m rl check recipes/NAME.yaml [dotted.key=value ...]         validate and estimate; start nothing
     python -m rl samples RUN_DIR [--verdict unparsed] [--step 10:20] [--full]    list completions of a run
+    python -m rl rollout-worker --model PATH --secret-file FILE ...    serve a sampler to trainers (docs/rollouts.md)
     python -m rl report RUN_DIR [--out FILE] [--samples 400]    write a run, or a pipeline of runs, as one HTML file
 
 Exit status: 0 done; 2 the recipe or its input is wrong (one message, no traceback); anything else a failure.
@@ -31,6 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
         from rl.report.command import main as write_report
 
         return write_report(arguments[1:])
+    if arguments[0] == "rollout-worker":
+        from rl.rollout.workers.command import main as serve_rollouts
+
+        return serve_rollouts(arguments[1:])
     # After the check above: from here on `data` and `rewards` are ours.
     from data.errors import DataError
     from rewards.errors import RewardError

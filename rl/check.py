@@ -11,6 +11,7 @@ from data.spec import ProblemSpec
 from data.texts import load_texts
 from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
+from rl.check_rollout import check_rollout, rollout_table
 from rl.check_tables import batch_table, memory_table
 from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, SFTRecipe, StagesRecipe, TrainSpec
 from rl.recipe_data import DataRecipe
@@ -49,6 +50,7 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
         columns = _check_data("data", recipe.data, made)
         check_rewards("rewards", recipe.rewards, columns)
         warnings += _check_batches(recipe)
+        warnings += check_rollout(recipe)
         warnings += _check_positions(recipe, made)
     if isinstance(recipe, SFTRecipe) and recipe.texts is not None and recipe.texts.path is not None:
         try:
@@ -231,6 +233,8 @@ def check(recipe: Any) -> str:
         title = f" of stage {name}" if name else ""
         if isinstance(stage, GRPORecipe | SFTRecipe):
             parts += [f"# batches{title}", *batch_table(stage), ""]
+        if isinstance(stage, GRPORecipe):
+            parts += [f"# rollouts{title}", *rollout_table(stage), ""]
         if isinstance(stage, DistillRecipe):
             from rl.distill.check import sampling_table
 

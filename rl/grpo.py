@@ -32,7 +32,7 @@ from rl.policy.policy import Policy
 from rl.policy.reference import Reference
 from rl.prompts import load_prompts, permuted, sampling_params
 from rl.recipe import GRPORecipe
-from rl.rollout import LocalSampler
+from rl.rollout.make import make_sampler
 from rl.rollout.sampling import stream_key
 from rl.run.folder import Run
 from rl.run.progress import Timer
@@ -63,15 +63,11 @@ class GRPO:
         self.policy = Policy(model, temperature=rollout.temperature, experts=self.experts)
         self.policy.check_packing()
         self.reference = Reference(self.policy, recipe.grpo.reference) if recipe.grpo.kl.coefficient else None
-        self.sampler = LocalSampler(
-            model,
-            self.tokenizer,
-            max_slots=rollout.max_slots,
-            slots=self.policy.packed,
-            draft_tokens=rollout.draft_tokens,
-            record_routing=self.experts is not None and recipe.moe.replay_routing,
+        routing = self.experts is not None and recipe.moe.replay_routing
+        self.sync = make_sampler(
+            recipe, self.policy, self.backend, self.tokenizer, processes, self.run_folder, record_routing=routing
         )
-        self.sampler.progress = lambda done, all_: self.run_folder.progress.update(f"{done}/{all_} completions")
+        self.sampler = self.sync.sampler
         self.evaluator = Evaluator.of(recipe, self.tokenizer, processes)
         self.updates = self.cursor = self.steps_done = 0
         self.seconds = 0.0
@@ -83,6 +79,7 @@ class GRPO:
         spec, log, timer = self.recipe.grpo, GRPOLog(), Timer()
         with timer("rollout"), self.run_folder.progress.phase(f"step {index}: rollout"):
             batch = self.rollout(index, log, timer)
+        self.sync.make_room()
         assign_advantages(batch, spec.advantage, self.backend.gather([(c.group, c.reward) for c in batch]))
 
         several = spec.minibatches_per_step * spec.epochs_per_step > 1
@@ -101,12 +98,12 @@ class GRPO:
                     self.update(minibatch, log)
 
         with timer("sync"):
-            self.sampler.update_weights((), self.updates)  # the sampler shares the trainer's tensors
+            synced = self.sync.send(self.updates)
         self.cursor += spec.prompts_per_step
         self.steps_done = index
         self.save_samples(index, batch)
         log.batch(batch)
-        return {**log.finish(self.backend), **{f"time/{k}": v for k, v in timer.seconds.items()}}
+        return {**log.finish(self.backend), **synced, **{f"time/{k}": v for k, v in timer.seconds.items()}}
 
     def rollout(self, index: int, log: GRPOLog, timer: Timer) -> list[Completion]:
         """This process's share of the step's groups; with dynamic sampling, uniform ones are replaced."""
@@ -135,7 +132,7 @@ class GRPO:
         seed = stream_key(self.recipe.seed, index)
         params = sampling_params(rollout, self.recipe.grpo.samples_per_prompt, seed)
         samples = self.sampler.generate([p.ids for p in prompts], params, streams=positions)
-        log.drafts(self.sampler.acceptance)
+        log.drafts(self.sync.acceptance)
         batch = completions_of(prompts, list(wanted), positions, samples, self.tokenizer)
         with timer("reward"):
             assign_rewards(batch, self.rewards, self.prompts, self.recipe.grpo.truncation, rollout.max_tokens)
@@ -320,12 +317,16 @@ class GRPO:
                 self.reference.load_state(state)
             self.steps_done, self.updates = state["step"], state["updates"]
             self.cursor, self.seconds = state["cursor"], state["seconds"]
-            self.sampler.update_weights((), self.updates)
             self.run_folder.progress.line(f"resumed after step {self.steps_done}")
+        self.sync.send(self.updates)
         self.run_folder.rewind(self.steps_done if state is not None else -1)
         self.processes.barrier()
 
 
 def run_grpo(recipe: GRPORecipe, processes: Processes) -> dict[str, Any]:
     """`pipeline: grpo`."""
-    return GRPO(recipe, processes).run()
+    training = GRPO(recipe, processes)
+    try:
+        return training.run()
+    finally:
+        training.sync.close()

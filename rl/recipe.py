@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.spec import ProblemSpec, TextSpec
 from rewards.spec import RewardSpec
+from rl.recipe_workers import Engine, Mode, WorkersSpec, check_mode
 
 Preset = Literal["671b", "16b", "tiny"]
 Positive = Annotated[int, Field(gt=0)]
@@ -86,12 +87,19 @@ class MismatchLimits(Strict):
 
 
 class RolloutSpec(SamplingSpec):
-    engine: Literal["local"] = "local"
+    engine: Engine = "local"
+    mode: Mode = Field("inprocess", description="where sampling runs: docs/rollouts.md")
+    workers: WorkersSpec | None = None
     max_slots: Positive = Field(64, description="sequences decoded at a time")
     draft_tokens: int = Field(0, ge=0, description="speculative decoding by the model's own prediction module")
     max_prompt_tokens: Positive = 1024
     over_long_prompts: Literal["drop", "error"] = "drop"
     mismatch: MismatchLimits = MismatchLimits()
+
+    @model_validator(mode="after")
+    def _one_place(self) -> RolloutSpec:
+        check_mode(self.engine, self.mode, self.workers)
+        return self
 
 
 class AdvantageSpec(Strict):

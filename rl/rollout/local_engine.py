@@ -44,7 +44,7 @@ class LocalEngine:
         """From a model folder or hub id. options: of `LocalSampler` (max_slots, prefill_tokens, draft_tokens, ...)."""
         if threads is not None:
             torch.set_num_threads(threads)
-        spec = ModelSpec(path=model_path, dtype=dtype)  # type: ignore[arg-type]  # validated there
+        spec = ModelSpec.model_validate({"path": model_path, "dtype": dtype})
         tokenizer = load_tokenizer(spec)
         model = load_model(spec, tokenizer, dtype=DTYPES[spec.dtype])
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,11 +59,7 @@ class LocalEngine:
         self.sampler.version = version
 
     def submit(self, key: str, prompt: Sequence[int], params: SamplingParams, stream: int) -> None:
-        if not prompt:
-            raise ValueError("the prompt is empty")
-        vocabulary = self.sampler.model.config.get_text_config().vocab_size
-        if not all(0 <= token < vocabulary for token in prompt):
-            raise ValueError(f"the prompt has tokens outside the model's vocabulary of {vocabulary}")
+        self._check(prompt)
         self._waiting[key] = _Request(key, prompt, params, stream)
 
     def step(self) -> list[tuple[str, list[Sample]]]:
@@ -92,6 +88,8 @@ class LocalEngine:
     @torch.inference_mode()
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
         self._between_batches("nothing can be scored")
+        for sequence in tokens:
+            self._check(sequence)
         model, scores = self.sampler.model, []
         with evaluating(model):
             for sequence in tokens:
@@ -121,6 +119,14 @@ class LocalEngine:
         if self._batch is not None:
             self._batch.close()
             self._batch = None
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        """A token outside the embedding would end a CUDA process."""
+        vocabulary = self.sampler.model.config.get_text_config().vocab_size
+        if not tokens:
+            raise ValueError("the prompt is empty")
+        if not all(0 <= token < vocabulary for token in tokens):
+            raise ValueError(f"there are tokens outside the model's vocabulary of {vocabulary}")
 
     def _between_batches(self, what: str) -> None:
         if self._batch is not None:

@@ -43,8 +43,8 @@ class Run:
                 (self.folder / name).unlink(missing_ok=True)
         elif kept.exists():
             changed = _difference(kept.read_text(encoding="utf-8"), identity(self.recipe))
-            # A longer run, other logging or checkpointing may go on; anything else is another experiment.
-            harmless = ("log", "checkpoint", "evaluate", "threads", "steps", "epochs", "max_seconds")
+            # A longer run, other logging, checkpointing or workers may go on; anything else is another experiment.
+            harmless = ("log", "checkpoint", "evaluate", "threads", "steps", "epochs", "max_seconds", "workers")
             wrong = [field for field in changed if not any(part in harmless for part in field.split("."))]
             if wrong:
                 raise RecipeError(

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 
-def open_store(host: str, timeout_s: float) -> dist.TCPStore:
+def open_store(host: str, timeout_s: float) -> TCPStore:
     """The meeting point, on the sender's side; its `port` is chosen by the system."""
-    return dist.TCPStore(
+    return TCPStore(
         host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s), use_libuv=True
     )
 
@@ -27,7 +28,7 @@ class Broadcast:
     Making one waits for the others. Raises RuntimeError when somebody is missing for longer than `timeout_s`.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world: int, backend: str, timeout_s: float):
+    def __init__(self, store: Store, rank: int, world: int, backend: str, timeout_s: float):
         self.device = torch.device("cuda" if backend == "nccl" else "cpu")
         timeout = timedelta(seconds=timeout_s)
         self._group: Any
@@ -40,7 +41,7 @@ class Broadcast:
 
     @classmethod
     def join(cls, host: str, port: int, rank: int, world: int, backend: str, timeout_s: float) -> Broadcast:
-        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s))
+        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s))
         return cls(store, rank, world, backend, timeout_s)
 
     def send(self, bytes_T: Tensor) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
-from rl.rollout.engine import Engine
+from rl.rollout.engine import Engine, RestartNeeded
 from rl.rollout.types import Sample
 from rl.rollout.workers.wire import Generate, Health
 
 MOST_HELD = 100_000  # groups, running or not fetched yet
+START_S = 600.0  # an engine that is being started shows no sign of life, and may take so long
 NAP_S = 0.2  # how long an idle thread waits before it shows itself again
 
 
@@ -48,14 +49,23 @@ class _Command:
 class EngineLoop:
     """Every call of the engine happens on one thread, in the order in which it was asked for.
 
+    remake: starts another engine with new weights (as `update_weights` gets them), for one that says RestartNeeded.
+
     A command that needs an idle engine waits for the requests before it and holds up those after it. If the engine
     itself fails the thread ends, `fault` says why, and the process is of no more use.
     """
 
-    def __init__(self, engine: Engine, name: str):
-        self.engine, self.name = engine, name
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        remake: Callable[[Iterable[tuple[str, Tensor]], int], Engine] | None = None,
+    ):
+        self.engine, self.name, self.remake = engine, name, remake
+        self.engine.version = -1  # of no trainer, until one has sent its weights
         self.instance = secrets.token_hex(8)
-        self.fault: str | None = None
+        self.fault: str | None = None  # of the engine: the thread has ended
+        self.broken: str | None = None  # of the weights: nothing is sampled until a whole update went through
         self.steps = 0
         self._beat = time.monotonic()
         self._held: dict[str, _Held] = {}
@@ -89,7 +99,8 @@ class EngineLoop:
                 busy=sum(not held.finished for held in self._held.values()),
                 steps=self.steps,
                 heartbeat_s=time.monotonic() - self._beat,
-                fault=self.fault,
+                alive=self.alive,
+                fault=self.fault or self.broken,
             )
 
     def generate(self, message: Generate) -> int:
@@ -98,17 +109,21 @@ class EngineLoop:
             self._healthy()
             if message.version is not None and message.version != self.engine.version:
                 raise Conflict(f"version {message.version} was asked for, this worker has {self.engine.version}")
-            new = {r.key: r for r in message.requests if r.key not in self._held}
+            new = [r for r in {r.key: r for r in message.requests}.values() if r.key not in self._held]
             if len(self._held) + len(new) > MOST_HELD:
                 raise Conflict(f"{len(self._held)} requests are held already: fetch or abort some")
-            self._held |= {key: _Held() for key in new}
+            mine = {request.key: _Held() for request in new}
+            self._held |= mine
             params = message.params.params()
 
             def submit() -> None:
-                for request in new.values():
+                if message.version not in (None, self.engine.version):  # an update came between
+                    return self._drop(mine)
+                for request in new:
+                    if self._held.get(request.key) is not mine[request.key]:
+                        continue  # forgotten meanwhile, and perhaps asked for again
                     try:
-                        if request.key in self._held:
-                            self.engine.submit(request.key, request.prompt, params, request.stream)
+                        self.engine.submit(request.key, request.prompt, params, request.stream)
                     except ValueError as error:
                         self._finish(request.key, _Held(error=str(error)))
 
@@ -116,8 +131,10 @@ class EngineLoop:
             self._changed.notify_all()
             return len(new)
 
-    def results(self, keys: Sequence[str], wait_s: float, most: int) -> tuple[dict[str, list[Sample]], dict[str, str]]:
-        """(samples, errors) of finished groups among the keys, at most `most`; waits until there is one.
+    def results(
+        self, keys: Sequence[str], wait_s: float, most_tokens: int
+    ) -> tuple[dict[str, list[Sample]], dict[str, str]]:
+        """(samples, errors) of finished groups among the keys, as many as make up a reply; waits until there is one.
 
         KeyError: a key that this worker does not know.
         """
@@ -130,10 +147,14 @@ class EngineLoop:
                 timeout=wait_s,
             )
             self._healthy()
-            held = [(key, self._held[key]) for key in keys if key in self._held]
-            finished = [(key, group) for key, group in held if group.finished][:most]
-            samples = {key: group.samples for key, group in finished if group.samples is not None}
-            return samples, {key: group.error for key, group in finished if group.error is not None}
+            finished = [(key, held) for key in keys if (held := self._held.get(key)) and held.finished]
+            errors = {key: held.error for key, held in finished if held.error is not None}
+            samples, tokens = {}, 0
+            for key, held in finished:
+                if held.samples is not None and tokens < most_tokens:
+                    samples[key] = held.samples
+                    tokens += sum(len(sample.token_ids) for sample in held.samples)
+            return samples, errors
 
     def forget(self, keys: Iterable[str] | None) -> int:
         """Drops results that have been fetched and requests that nobody waits for; None = all."""
@@ -160,12 +181,22 @@ class EngineLoop:
                     yield pair
 
             try:
-                self.engine.update_weights(watched(), version)
+                try:
+                    self.engine.update_weights(watched(), version)
+                except RestartNeeded:
+                    if self.remake is None or begun:
+                        raise
+                    self.engine.close()
+                    self.broken = "the engine is being started anew"
+                    self._beat = time.monotonic() + START_S
+                    self.engine = self.remake(watched(), version)
             except Exception as error:
                 if begun:
-                    self._broken = f"the weights of version {version} are in part: {_short(error)}"
+                    self.broken = f"the weights of version {version} are in part: {_short(error)}"
                 raise
-            self._broken = None
+            finally:
+                self._beat = time.monotonic()
+            self.broken = None
 
         self._ask(run, when_idle=not in_flight)
 
@@ -174,8 +205,6 @@ class EngineLoop:
         return scores
 
     # ---- the thread -----------------------------------------------------------------------------------
-
-    _broken: str | None = None
 
     def _ask(self, run: Callable[[], Any], when_idle: bool) -> Any:
         """The result of a command, once the thread has come to it."""
@@ -188,11 +217,12 @@ class EngineLoop:
         return command.result.result()
 
     def _healthy(self) -> None:
-        if self.fault or self._broken:
-            raise Conflict(self.fault or self._broken)
+        reason = self.fault or self.broken
+        if reason:
+            raise Conflict(reason)
 
     def _alive(self) -> None:
-        self._beat = time.monotonic()
+        self._beat = max(self._beat, time.monotonic())
 
     def _run(self) -> None:
         try:
@@ -234,6 +264,12 @@ class EngineLoop:
                 command.result.set_result(command.run())
             except Exception as error:
                 command.result.set_exception(error)
+
+    def _drop(self, keys: Iterable[str]) -> None:
+        with self._changed:
+            for key in keys:
+                self._held.pop(key, None)
+            self._changed.notify_all()
 
     def _finish(self, key: str, outcome: _Held) -> None:
         with self._changed:

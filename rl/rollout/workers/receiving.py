@@ -10,7 +10,12 @@ from pathlib import Path
 from torch import Tensor
 
 from rl.rollout.workers.buckets import (
-    Damaged, Staged, as_bytes, staged_bytes, staged_file, total_checksum,
+    Damaged,
+    Staged,
+    as_bytes,
+    staged_bytes,
+    staged_file,
+    total_checksum,
 )  # fmt: skip
 from rl.rollout.workers.collective import Broadcast
 from rl.rollout.workers.loop import Conflict, EngineLoop
@@ -24,7 +29,7 @@ def shared_folder() -> Path:
 
 
 class Update:
-    """One update, from begin to finish. Held in memory until then: as much again as is sent, unless it lies in files."""
+    """One update, from begin to finish. Until then it is held in memory, unless it lies in files."""
 
     def __init__(self, begin: Begin, folder: Path):
         self.version, self.transport, self.folder = begin.version, begin.transport, folder

@@ -1,7 +1,8 @@
 """A worker's HTTP server. Everything but `/health` wants the secret; whatever comes in, the engine lives on.
 
-Replies are JSON. 400: the message is wrong (`error` says how); 401: no secret, or another; 404, 405, 411, 413: as usual;
-409: right, but not now (another version, no update under way, a broken engine); 422: damaged weights, the old ones stay.
+Replies are JSON. 400: the message is wrong (`error` says how); 401: no secret, or another; 409: right, but not now
+(another version, no update under way, a broken engine); 422: damaged weights, the old ones stay; 404, 405, 408, 411,
+413: as usual; 500: the engine's own error.
 """
 
 from __future__ import annotations
@@ -22,11 +23,20 @@ from rl.rollout.workers.buckets import Damaged
 from rl.rollout.workers.loop import Conflict, EngineLoop
 from rl.rollout.workers.receiving import Updates
 from rl.rollout.workers.wire import (
-    Abort, Begin, Bucket, Finish, Generate, Message, Nothing, Results, Score, encode_sample,
+    Abort,
+    Begin,
+    Bucket,
+    Finish,
+    Generate,
+    Message,
+    Nothing,
+    Results,
+    Score,
+    encode_sample,
 )  # fmt: skip
 
 MAX_JSON_BYTES = 64 << 20
-GROUPS_PER_REPLY = 32
+TOKENS_PER_REPLY = 1 << 19  # about 15 MB of JSON
 READ_TIMEOUT_S = 60.0  # between two pieces of a request
 Parsed = TypeVar("Parsed", bound=Message)
 
@@ -67,22 +77,18 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "r1forge", ""
 
     def do_GET(self) -> None:
-        if self.path != "/health":
-            self._reply(404 if self.path not in ROUTES else 405, {"error": "GET is for /health alone"})
-        else:
+        if self.path == "/health":
             self._reply(200, self.server.loop.health().model_dump())
+        else:
+            self._reply(405 if self.path in ROUTES else 404, {"error": "GET is for /health alone"})
 
     def do_POST(self) -> None:
         try:
             self._authorise()
-            path = urlsplit(self.path)
-            if path.path == "/update_weights/bucket":
-                reply = self._bucket(dict(parse_qsl(path.query, keep_blank_values=True)))
-            elif path.path in ROUTES:
-                reply = ROUTES[path.path](self)
-            else:
-                raise Refused(404, f"no endpoint {path.path[:100]}; there are {', '.join(ROUTES)}")
-            self._reply(200, reply)
+            path = urlsplit(self.path).path
+            if path not in ROUTES:
+                raise Refused(404, f"no endpoint {path[:100]}; there are {', '.join(ROUTES)}")
+            self._reply(200, ROUTES[path](self))
         except Refused as error:
             self.close_connection = True  # the body may not have been read
             self._reply(error.status, {"error": str(error)})
@@ -109,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
         message, loop = self._json(Results), self.server.loop
         loop.forget(message.forget)
         try:
-            samples, errors = loop.results(message.keys, message.wait_s, GROUPS_PER_REPLY)
+            samples, errors = loop.results(message.keys, message.wait_s, TOKENS_PER_REPLY)
         except KeyError as error:
             raise Conflict(f"unknown key {error.args[0]}") from None
         groups = {key: [encode_sample(s) for s in row] for key, row in samples.items()}
@@ -124,8 +130,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.updates.begin(message)
         return {"version": message.version}
 
-    def _bucket(self, query: dict[str, str]) -> dict[str, Any]:
+    def _bucket(self) -> dict[str, Any]:
         """Over http the note is the query and the bucket the body; otherwise the note is a JSON body."""
+        query = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
         if not query:
             note, body = self._json(Bucket), None
         else:
@@ -142,7 +149,11 @@ class Handler(BaseHTTPRequestHandler):
         return {"version": self.server.updates.finish(self._json(Finish))}
 
     def _score(self) -> dict[str, Any]:
-        return {"logprobs": self.server.loop.score(self._json(Score).tokens)}
+        message = self._json(Score)
+        try:
+            return {"logprobs": self.server.loop.score(message.tokens)}
+        except ValueError as error:
+            raise Refused(400, str(error)) from None
 
     def _shutdown(self) -> dict[str, Any]:
         self._json(Nothing)
@@ -199,7 +210,7 @@ ROUTES: dict[str, Callable[[Handler], dict[str, Any]]] = {
     "/results": Handler._results,
     "/abort": Handler._abort,
     "/update_weights/begin": Handler._begin,
-    "/update_weights/bucket": lambda handler: handler._bucket({}),
+    "/update_weights/bucket": Handler._bucket,
     "/update_weights/finish": Handler._finish,
     "/score": Handler._score,
     "/shutdown": Handler._shutdown,

@@ -119,7 +119,8 @@ class Nothing(Message):
 
 
 class Health(BaseModel):
-    """Anybody may ask for this. heartbeat_s: how long ago the engine's thread last showed itself."""
+    """Anybody may ask for this. heartbeat_s: how long ago the engine's thread last showed itself; alive: if it runs at
+    all. With a fault nothing is sampled: the engine failed, or its weights are an update that broke off."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -129,6 +130,7 @@ class Health(BaseModel):
     busy: int  # groups that are not finished
     steps: int
     heartbeat_s: float
+    alive: bool
     fault: str | None
 
 

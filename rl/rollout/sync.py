@@ -1,0 +1,81 @@
+"""The trainer's weights on their way to the sampler, whichever it is, and the proof that they arrived."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rl.policy.names import checkpoint_weights
+from rl.policy.packing import Document
+from rl.policy.policy import Policy
+from rl.rollout.local import LocalSampler
+from rl.rollout.probe import check_probe
+from rl.rollout.speculative import Acceptance
+from rl.rollout.workers.sampler import WorkerSampler
+
+
+class Source(Protocol):
+    """What a backend offers here."""
+
+    def named_weights(self) -> Iterable[tuple[str, Tensor]]: ...
+
+
+class Sync:
+    """Keeps a sampler (a LocalSampler, VLLMSampler or WorkerSampler) at the trainer's version. Every process of the
+    trainer calls it at the same places."""
+
+    def __init__(
+        self, sampler: Any, source: Source, policy: Policy, probe: list[int], tolerance: float, *, as_in_files: bool
+    ):
+        """as_in_files: whether the engine knows weights by the names that they have in files, or by the model's own."""
+        self.sampler, self.source, self.policy, self.as_in_files = sampler, source, policy, as_in_files
+        self.probe, self.tolerance = probe, tolerance
+
+    def send(self, version: int) -> dict[str, float]:
+        """Returns metrics of the update."""
+        sampler = self.sampler
+        if isinstance(sampler, LocalSampler):
+            sampler.update_weights((), version)  # it shares the trainer's tensors
+            return {}
+        if isinstance(sampler, WorkerSampler):
+            sampler.update_weights(self.weights(), version)
+            return sampler.sync.metrics()
+        start = time.perf_counter()
+        sampler.update_weights(self.weights(), version)
+        scores = sampler.engine.score([self.probe])[0]
+        gap = check_probe(probe_logprobs(self.policy, self.probe), scores, self.tolerance, version)
+        return {"sync/seconds": time.perf_counter() - start, "sync/probe": gap}
+
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
+        """All of them, as the engine knows them."""
+        named = self.source.named_weights()
+        return checkpoint_weights(self.policy.model, named) if self.as_in_files else named
+
+    @property
+    def acceptance(self) -> Acceptance:
+        """How the last rollout's drafts did; only a LocalSampler in this process tells."""
+        return self.sampler.acceptance if isinstance(self.sampler, LocalSampler) else Acceptance([])
+
+    def make_room(self) -> None:
+        """Between rollout and training: an engine on the trainer's devices gives their memory back."""
+        if not isinstance(self.sampler, LocalSampler | WorkerSampler):
+            self.sampler.release()
+
+    def close(self) -> None:
+        if not isinstance(self.sampler, LocalSampler):
+            self.sampler.close()
+
+
+@torch.no_grad()
+def probe_logprobs(policy: Policy, tokens: list[int]) -> list[float]:
+    """The policy's log-probabilities of tokens 1.. at temperature 1, as an engine's `score` gives them."""
+    plain = copy.copy(policy)
+    plain.temperature, plain.experts = 1.0, None
+    (pack,) = plain.pack([Document(tokens[:1], tokens[1:])], len(tokens))
+    values: list[float] = plain.logprobs(pack)[0].tolist()
+    return values

@@ -1,0 +1,143 @@
+"""`rollout.mode: server` in whole runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from recipes import grpo, launch_two, metrics, run, write
+from rl.check_rollout import check_rollout, rollout_table
+from rl.recipe_io import RecipeError, validate
+
+BOTH = """
+import sys
+from rl.__main__ import main
+sys.exit(main([sys.argv[1]]) or main([sys.argv[2]]))
+"""
+WORKERS = {"count": 1, "env": {"OMP_NUM_THREADS": "1"}}
+
+
+def samples(folder: Path) -> list[dict]:
+    return [row for path in sorted((folder / "samples").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def numbers(folder: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if not k.startswith("sync/")} for row in metrics(folder)]
+
+
+def test_a_run_with_a_worker_is_the_run_in_process(tmp_path):
+    steps = {"grpo__steps": 2}
+    here = write(tmp_path / "here.yaml", grpo(tmp_path / "here", **steps))
+    there = write(
+        tmp_path / "there.yaml", grpo(tmp_path / "there", **steps, rollout__mode="server", rollout__workers=WORKERS)
+    )
+    result = run(str(here), str(there), code=BOTH)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert_same(tmp_path / "here", tmp_path / "there")
+    rows = metrics(tmp_path / "there")
+    assert all(row["sync/workers"] == 1 and row["sync/bytes"] > 10_000 and row["sync/probe"] < 1e-4 for row in rows)
+    folder = tmp_path / "there" / "workers"
+    assert not (folder / "weights").exists()
+    pid = json.loads((folder / "worker-0.json").read_text())["pid"]
+    assert not Path(f"/proc/{pid}").exists()  # ended with the run
+
+
+def assert_same(here: Path, there: Path) -> None:
+    """The same samples; numbers to rounding, as other batches of sequences may be other sums."""
+    mine, theirs = samples(here), samples(there)
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.pop("logprobs") == pytest.approx(b.pop("logprobs"), abs=1e-5)
+        assert a.pop("advantage") == pytest.approx(b.pop("advantage"), abs=1e-5)
+    assert mine == theirs
+    for a, b in zip(numbers(here), numbers(there), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_trainer_processes_whose_workers_are_killed(tmp_path):
+    """Every sample as in the run without workers: nothing lost, nothing doubled, nothing by old weights."""
+    shape = {"grpo__steps": 5, "rollout__max_tokens": 60, "rollout__min_tokens": 40}
+    write(tmp_path / "calm.yaml", grpo(tmp_path / "calm", **shape))
+    workers = {**WORKERS, "count": 2, "deadline_s": 10.0, "in_flight": 4}
+    write(tmp_path / "chaos.yaml", grpo(tmp_path / "chaos", **shape, rollout__mode="server", rollout__workers=workers))
+    calm = launch_two(tmp_path, "calm.yaml")
+    assert calm.wait(600) == 0, calm.stdout.read()
+    chaos = launch_two(tmp_path, "chaos.yaml")
+    struck = []
+    while chaos.poll() is None and len(struck) < 2:
+        step, number = [("00000001", signal.SIGKILL), ("00000003", signal.SIGSTOP)][len(struck)]
+        announced = tmp_path / "chaos" / "workers" / f"worker-{len(struck)}.json"
+        if (tmp_path / "chaos" / "samples" / f"step_{step}.parquet").exists() and announced.exists():
+            os.kill(json.loads(announced.read_text())["pid"], number)
+            struck.append(number)
+        time.sleep(0.02)
+    output = chaos.communicate(timeout=900)[0]
+    assert chaos.returncode == 0 and len(struck) == 2, output
+    assert output.count("is lost") >= 2
+    assert_same(tmp_path / "calm", tmp_path / "chaos")
+
+
+@pytest.mark.parametrize(
+    ("rollout", "says"),
+    [
+        ({"mode": "server"}, "mode: server needs workers.count"),
+        ({"mode": "servre"}, "did you mean 'server'"),
+        ({"engine": "vllm"}, "needs mode: colocate"),
+        ({"mode": "colocate"}, "mode: colocate is for engine: vllm"),
+        ({"workers": {"count": 1}}, "mean nothing with mode: inprocess"),
+        ({"engine": "vllm", "mode": "colocate", "workers": {"count": 1}}, "workers.count means nothing"),
+        ({"mode": "server", "workers": {"urls": ["http://a:1"]}}, "needs workers.secret_file"),
+        ({"mode": "server", "workers": {"urls": ["a:1"], "secret_file": "s"}}, "must look like http://HOST:PORT"),
+        (
+            {"mode": "server", "workers": {"urls": ["http://a:1", "http://a:1/"], "secret_file": "s"}},
+            "named twice",
+        ),
+        ({"mode": "server", "workers": {"count": 1, "urls": ["http://a:1"], "secret_file": "s"}}, "at most one of"),
+        (
+            {"mode": "server", "workers": {"urls": ["http://a:1"], "secret_file": "s", "python": "python3"}},
+            "workers.python is for workers that the recipe starts",
+        ),
+        ({"mode": "server", "workers": {"count": 1, "transport": "htpp"}}, "did you mean 'http'"),
+        ({"mode": "server", "workers": {"count": 2, "ports": [1]}}, "workers.ports has 1 entries for 2 worker"),
+        ({"mode": "server", "workers": {"count": 2, "env": {"A": ["1"]}}}, "workers.env.A has 1 entries"),
+        ({"mode": "server", "workers": {"count": 1, "cores": ["a-b"]}}, "must look like 0-3"),
+        ({"mode": "server", "workers": {"count": 1, "deadline": 3}}, "did you mean 'deadline_s'"),
+    ],
+)
+def test_errors_of_the_recipe(tmp_path, rollout, says):
+    with pytest.raises(RecipeError, match="(?s)rollout.*") as error:
+        validate(grpo(tmp_path, **{f"rollout__{k}": v for k, v in rollout.items()}))
+    assert says in str(error.value)
+
+
+def test_what_can_be_known_before_the_run(tmp_path, monkeypatch):
+    (tmp_path / "secret").write_text("too short")
+
+    def of(**rollout):
+        return validate(grpo(tmp_path, **{f"rollout__{k}": v for k, v in rollout.items()}))
+
+    with pytest.raises(RecipeError, match="secret_file: .*at least 16"):
+        check_rollout(of(mode="server", workers={"urls": ["http://a:1"], "secret_file": str(tmp_path / "secret")}))
+    with pytest.raises(RecipeError, match="workers.python: no-such-python is not an interpreter"):
+        check_rollout(of(mode="server", workers={"count": 1, "python": "no-such-python"}))
+    with pytest.raises(RecipeError, match="draft_tokens"):
+        check_rollout(of(mode="server", engine="vllm", draft_tokens=1, workers={"count": 1}))
+    open_to_all = of(mode="server", workers={"count": 2, "host": "0.0.0.0"})
+    assert "unencrypted" in check_rollout(open_to_all)[0]
+    assert any("2 started at 0.0.0.0" in line for line in rollout_table(open_to_all))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="several hosts"):
+        check_rollout(of(mode="server", workers={"count": 1}))
+
+
+def test_the_slurm_script_is_bash():
+    script = Path(__file__).parent.parent / "recipes" / "slurm" / "grpo-2-nodes.sbatch"
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0

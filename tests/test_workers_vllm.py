@@ -1,0 +1,132 @@
+"""Workers whose engine is the real vLLM, in its own environment; the trainer's side in this one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import vllm_env
+from test_workers import logprobs, served, tokens
+from tiny_models import tiny_model, token_lists, tokenizer
+from worker_threads import SECRET
+
+from recipes import grpo, metrics, run, write
+from rl.policy.load import character_tokenizer
+from rl.rollout import LocalSampler, SamplingParams
+from rl.rollout.workers.client import WorkerClient
+from rl.rollout.workers.launch import WorkerProcess
+from rl.rollout.workers.transfer import Spool
+
+pytestmark = pytest.mark.slow
+# Heads of a size that vLLM's attention on CPU knows; a tied head, whose packed copy vLLM would forget.
+SHAPE = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+PROMPTS = token_lists([3, 17, 1, 8, 5, 12, 2, 30])
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+OPTIONS = {"dtype": "float32", "max_model_len": 256, "max_slots": 4, "kv_cache_memory_bytes": 1 << 26}
+DEADLINE_S = 60.0
+
+
+def llama(seed: int) -> Any:
+    return tiny_model("llama", layers=2, seed=seed, tie_word_embeddings=True, **SHAPE)
+
+
+def started(folder: Path, spool: Spool) -> WorkerProcess:
+    llama(1).save_pretrained(folder / "model")
+    character_tokenizer().save_pretrained(folder / "model")
+    (folder / "secret").write_text(SECRET)
+    return WorkerProcess(
+        0,
+        folder,
+        engine="vllm",
+        model=str(folder / "model"),
+        secret_file=folder / "secret",
+        host="127.0.0.1",
+        port=0,
+        bucket_folder=spool.folder,
+        python=vllm_env.vllm_python(),
+        env=vllm_env.ENVIRONMENT,
+        cores=None,
+        options=OPTIONS,
+    )
+
+
+@pytest.fixture
+def spool(tmp_path) -> Iterator[Spool]:
+    made = Spool(tmp_path / "spool", limit=40_000)
+    yield made
+    made.close()
+
+
+def assert_like(workers: Any, model: Any) -> None:
+    """Greedy tokens and log-probabilities as LocalSampler gives them."""
+    got = workers.generate(PROMPTS, GREEDY)
+    expected = LocalSampler(model, tokenizer()).generate(PROMPTS, GREEDY)
+    assert tokens(got) == tokens(expected)
+    for (mine,), (theirs,) in zip(got, expected, strict=True):
+        assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-3)
+        assert mine.weights_version == workers.version and mine.finish_reason == theirs.finish_reason
+
+
+def test_updates_by_every_transport_and_a_kill_in_the_middle(tmp_path, spool):
+    process = started(tmp_path, spool)
+    pairs = [(WorkerClient(process.url, SECRET, DEADLINE_S), process)]
+    model = llama(9)
+    workers = served(pairs, spool, model, deadline_s=DEADLINE_S, wait_s=900.0, start_timeout_s=900.0)
+    try:
+        workers.fleet.start()
+        for version, transport in enumerate(("files", "http", "collective"), start=1):
+            model = llama(9 + version)
+            workers.fleet.settings.transport = transport
+            workers.probe = lambda model=model: logprobs(model)
+            workers.update_weights(model.named_parameters(), version)
+            assert workers.sync.workers == 1 and workers.sync.probe < 1e-3
+            assert_like(workers, model)
+        long = SamplingParams(n=2, max_tokens=200, min_tokens=200, seed=1)
+        expected = tokens(workers.generate(PROMPTS, long))
+        before = pairs[0][0].health().steps
+
+        def strike() -> None:
+            while pairs[0][0].health().steps < before + 20:
+                time.sleep(0.01)
+            os.kill(process._process.pid, signal.SIGKILL)
+
+        striker = threading.Thread(target=strike)
+        striker.start()
+        assert tokens(workers.generate(PROMPTS, long)) == expected
+        striker.join()
+        assert workers.fleet.restarts >= 1
+        assert_like(workers, model)
+    finally:
+        workers.close()
+
+
+def test_grpo_with_a_vllm_worker(tmp_path):
+    """Two steps with weight updates; in float32 sampler and trainer agree, so the ratio of new to old is 1."""
+    recipe = grpo(
+        tmp_path / "run",
+        model={"scratch": {"layers": 2, "hidden_size": 64, "intermediate_size": 64, "heads": 2, "kv_heads": 1},
+               "dtype": "float32"},
+        rollout__engine="vllm",
+        rollout__mode="server",
+        rollout__max_prompt_tokens=64,
+        rollout__workers={
+            "count": 1,
+            "python": vllm_env.vllm_python(),
+            "env": vllm_env.ENVIRONMENT,
+            "options": {"kv_cache_memory_bytes": 1 << 26},
+            "deadline_s": DEADLINE_S,
+            "start_timeout_s": 900.0,
+        },
+        grpo__steps=2,
+    )  # fmt: skip
+    result = run(str(write(tmp_path / "recipe.yaml", recipe)))
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = metrics(tmp_path / "run")
+    assert len(rows) == 2 and all(row["sync/workers"] == 1 and row["sync/probe"] < 1e-3 for row in rows)
+    assert all(row["mismatch/max"] < 1e-2 for row in rows)
