@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -101,18 +102,29 @@ def worker(settings: dict[str, Any]) -> dict[str, Any]:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ENGINES}
     for repeat in range(settings["repeats"]):
         for name, engine in engines.items():
+            start = time.process_time()
             run = measure(engine, settings, repeat + 1)
+            run["tokens_per_cpu_second"] = run["tokens"] / (time.process_time() - start)
             runs[name].append(run)
-            print(f"{name} {repeat + 1}/{settings['repeats']}: {run['tokens_per_second']:.1f} tok/s", flush=True)
+            print(
+                f"{name} {repeat + 1}/{settings['repeats']}: {run['tokens_per_second']:.1f} tok/s, {run['tokens_per_cpu_second']:.1f} a CPU-second",
+                flush=True,
+            )
     import vllm
 
     return {"runs": runs, "vllm": vllm.__version__}
 
 
 def report(runs: dict[str, list[dict[str, float]]]) -> str:
-    speeds = {name: [run["tokens_per_second"] for run in runs[name]] for name in ENGINES}
+    return "\n\n".join(
+        compared(what, {name: [run[key] for run in runs[name]] for name in ENGINES})
+        for what, key in (("tok/s", "tokens_per_second"), ("tok/CPU-second", "tokens_per_cpu_second"))
+    )
+
+
+def compared(what: str, speeds: dict[str, list[float]]) -> str:
     rows = [[n, f"{median(s):.0f}", f"{min(s):.0f}", f"{max(s):.0f}"] for n, s in speeds.items()]
-    table = common.markdown_table(["engine", "tok/s, median", "min", "max"], rows)
+    table = common.markdown_table(["engine", f"{what}, median", "min", "max"], rows)
     # A machine that slows down slows a whole turn: the ratio is taken within each.
     ratios = {
         other: median(a / b for a, b in zip(speeds[ENGINES[0]], speeds[other], strict=True)) for other in ENGINES[1:]

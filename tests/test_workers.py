@@ -283,7 +283,7 @@ def test_a_worker_that_cannot_start_says_why(tmp_path, spool, capsys):
     (tmp_path / "empty").mkdir()
     arguments[1] = str(tmp_path / "empty")
     for options, says in (
-        (["slots=4"], "no option slots"),
+        (["max_slot=4"], "no option max_slot"),
         (["max_slots"], "must look like name=value"),
         (["--cores", "3-1"], "must look like 0-3"),
         ([], "model.path"),
