@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# What a vLLM on CPU needs to start quickly, offline, and within the tests' memory.
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+# What a vLLM on CPU needs to start quickly and offline. It compiles a small function on its first step, which takes
+# longer than all of a test.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+    "TORCHDYNAMO_DISABLE": "1",
+}
 
 
 def vllm_python() -> str:
