@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -71,9 +73,20 @@ def test_a_transposed_weight_has_the_same_values():
     assert torch.equal(w.t().dequantize(), quantize_weight(weight.mT).dequantize())
 
 
+def test_the_example_of_the_page_runs():
+    page = (Path(__file__).parent.parent / "docs" / "fp8.md").read_text(encoding="utf-8")
+    names = {"x": normal(70, 200), "w": torch.nn.Parameter(normal(150, 200, seed=1)), "dy": normal(70, 150, seed=2)}
+    names["w"].grad = torch.zeros(150, 200)
+    with torch.no_grad():
+        exec(page.partition("```python\n")[2].partition("```")[0], names)
+    x, w, dy = names["x"], names["w"].detach(), names["dy"]
+    for got, want in ((names["y"], x @ w.mT), (names["dx"], dy @ w), (names["w"].grad, dy.mT @ x)):
+        assert _error(got, want) < 0.06
+
+
 def test_what_the_forward_pass_kept_can_be_transposed():
     kept = quantize_activation(normal(200, 300), power_of_two=True)
-    got = fp8.quantize_activation(kept, transposed=True, power_of_two=True)
+    got = quantize_activation(kept, transposed=True, power_of_two=True)
     want = quantize_activation(kept.dequantize(), transposed=True, power_of_two=True)
     assert torch.equal(got.values.float(), want.values.float()) and torch.equal(got.scales, want.scales)
 

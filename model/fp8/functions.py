@@ -11,7 +11,7 @@ from model.fp8.quantized import Quantized
 
 
 def quantize_activation(
-    x: Tensor,
+    x: Tensor | Quantized,
     *,
     floor: float | None = AMAX_FLOOR,
     power_of_two: bool = False,
@@ -23,6 +23,7 @@ def quantize_activation(
     A scale is the multiplier that dequantises: max(amax, floor) / 448, rounded up to a power of two if asked. Give
     gradients floor=None: a tile of zeros has scale 1 then. A tile with a NaN or an infinity becomes NaN as a whole.
     transposed: x^T in tiles along the tokens, as weight gradients need it: values [K, M], scales [K, ⌈M/128⌉].
+        x may be quantised along its channels already, as the forward pass kept it.
     """
     operators = choose(backend, x.device).operators
     return operators.quantize_activation(x, floor=floor, power_of_two=power_of_two, transposed=transposed)

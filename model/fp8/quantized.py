@@ -42,6 +42,10 @@ class Quantized:
         return self.values.shape
 
     @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    @property
     def nbytes(self) -> int:
         return self.values.nbytes + self.scales.nbytes
 
