@@ -47,11 +47,11 @@ class Training(ABC):
         recipe = self.recipe
         model = load_model(recipe.model, self.tokenizer, seed=recipe.seed, dtype=torch.float32)
         model.to(self.processes.device)
-        apply_precision(model, recipe.precision, self.folder.progress)
         self.backend = Replicated(model, DTYPES[recipe.model.dtype], recipe.optimizer, self.processes)
         self.experts = ExpertTraining.of(model, moe, self.total_updates, "moe" in recipe.model_fields_set)
         self.policy = Policy(model, temperature=temperature, experts=self.experts)
-        self.policy.check_packing()
+        self.policy.check_packing()  # in model.dtype: FP8 multiplies every difference in rounding
+        apply_precision(model, recipe.precision, self.folder.progress)
         self.evaluator = Evaluator.of(recipe, self.tokenizer, self.processes)
 
     # ---- what a trainer says of itself -----------------------------------------------------------------
