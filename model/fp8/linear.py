@@ -112,7 +112,7 @@ class _Linear(torch.autograd.Function):
             dx_MK = ops.fp8_gemm(rows, module.quantized.transposed(weight, ops), out_dtype=grad.dtype)
             dx = dx_MK.view(*grad.shape[:-1], dx_MK.shape[-1])
         if dy_t is not None:
-            dw = add_gradient(weight, partial(ops.fp8_gemm, dy_t, Quantized(*columns, ROW)))
+            dw = add_gradient(weight, partial(ops.fp8_gemm, dy_t, Quantized(columns[0], columns[1], ROW)))
         if ctx.needs_input_grad[2]:
             db = dy.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
         return dx, dw, db, None
