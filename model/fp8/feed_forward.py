@@ -53,7 +53,7 @@ class _SwiGLUDown(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        _, *kept = ctx.saved_tensors
+        _, values, scales = ctx.saved_tensors
         module: Fp8Linear = ctx.module
         weight = module.weight
         ops = module.context.operators(grad.device)
@@ -61,7 +61,7 @@ class _SwiGLUDown(torch.autograd.Function):
         assert rows is not None
         d_inner = ops.fp8_gemm(rows, module.quantized.transposed(weight, ops), out_dtype=torch.float32)
         with torch.enable_grad():
-            gate_up = Quantized(kept[0], kept[1], ROW).dequantize().requires_grad_()
+            gate_up = Quantized(values, scales, ROW).dequantize().requires_grad_()
             gate, up = gate_up.chunk(2, -1)
             inner = F.silu(gate) * up
         (d_gate_up,) = torch.autograd.grad(inner, gate_up, d_inner)
