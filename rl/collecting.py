@@ -63,10 +63,10 @@ class CollectingTraining(SamplingTraining):
         with timer("wait"):
             return self.collector.take(index, self.cursor)
 
-    def sync(self, index: int, timer: Timer) -> None:
-        """The sampler gets the weights after step `index`."""
+    def renew_sampler(self, index: int, timer: Timer) -> dict[str, float]:
+        """The sampler gets the weights after step `index`; metrics of it."""
         with self.collector.new_weights(index, timer) if self.collector else nullcontext(), timer("sync"):
-            self.send_weights()
+            return self.send_weights()
 
     def collect(self, index: int, cursor: int) -> Batch:
         """This process's share of the step's groups, from place `cursor` of the stream of prompts, with rewards.

@@ -186,8 +186,8 @@ class SamplingTraining(Training):
         sampler.progress = lambda done, all_: self.folder.progress.update(f"{done}/{all_} completions")
         return sampler
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        super().load_state(state)
+    def resume(self) -> None:
+        super().resume()
         self.send_weights()
 
     @property
@@ -195,9 +195,10 @@ class SamplingTraining(Training):
         """Whether the sampler runs the very model that is trained."""
         return getattr(self.sampler, "model", None) is self.policy.model
 
-    def send_weights(self) -> None:
-        """The sampler's weights become the trainer's; where it shares them, only their version changes."""
+    def send_weights(self) -> dict[str, float]:
+        """The sampler's weights become the trainer's; where it shares them, only their version changes. Metrics of it."""
         self.sampler.update_weights(() if self.shares_weights else self.backend.named_weights(), self.updates)
+        return {}
 
     def prompt_at(self, position: int) -> Prompt:
         """The prompt at a place of the endless stream."""
