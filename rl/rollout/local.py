@@ -149,7 +149,7 @@ class LocalSampler:
         *,
         streams: Sequence[int] | None = None,
     ) -> Generator[list[tuple[int, list[Sample]]], None, None]:
-        """`generate` bit by bit: after each token, the places of the prompts that are complete by it, and their samples.
+        """`generate` bit by bit: after each token, the places of prompts that are complete by it, and their samples.
 
         Until it ends, the model's weights must stay as they are and nothing else may run it.
         """
