@@ -196,7 +196,7 @@ class SamplingTraining(Training):
         return getattr(self.sampler, "model", None) is self.policy.model
 
     def send_weights(self) -> dict[str, float]:
-        """The sampler's weights become the trainer's; where it shares them, only their version changes. Metrics of it."""
+        """The sampler's weights become the trainer's; where it shares them, only their version changes. Its metrics."""
         self.sampler.update_weights(() if self.shares_weights else self.backend.named_weights(), self.updates)
         return {}
 
