@@ -48,7 +48,7 @@ def recipe_of(task: dict[str, Any]) -> dict[str, Any]:
         "seed": task["seed"],
         "threads": len(task["trainer"]),
         "model": {"path": task["model"]},
-        "data": {"generator": {"families": ["addition"], "levels": [1], "count": 2000}, "template": "plain"},
+        "data": {"generator": {"families": ["addition"], "levels": [1], "count": 1000}, "template": "plain"},
         "rewards": [{"name": "math"}],
         "rollout": {
             "mode": "server",

@@ -81,9 +81,10 @@ class Collector:
         Every process waits for all: they may share samplers.
         """
         if not self.in_flight:
-            with timer("wait"), self._changed:
-                self._wait_for(index + self.ahead)
-            self.trainers.barrier()
+            with timer("wait"):
+                with self._changed:
+                    self._wait_for(index + self.ahead)
+                self.trainers.barrier()
         yield
         self.trainers.barrier()
         with self._changed:

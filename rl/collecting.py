@@ -64,8 +64,8 @@ class CollectingTraining(SamplingTraining):
         with timer("wait"):
             return self.collector.take(index, self.cursor)
 
-    def sync(self, index: int, timer: Timer) -> dict[str, float]:
-        """The sampler gets the weights after step `index`; metrics of that."""
+    def renew_sampler(self, index: int, timer: Timer) -> dict[str, float]:
+        """The sampler gets the weights after step `index`; metrics of it."""
         with self.collector.new_weights(index, timer) if self.collector else nullcontext(), timer("sync"):
             return self.send_weights()
 

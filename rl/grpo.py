@@ -89,7 +89,7 @@ class GRPO(CollectingTraining):
                     minibatch = [c for c in batch if c.group // prompts_per_minibatch == number]
                     self.update(minibatch, log)
 
-        synced = self.sync(index, timer)
+        synced = self.renew_sampler(index, timer)
         self.cursor = collected.cursor
         self.save_samples(index, batch)
         log.batch(collected)
@@ -97,7 +97,7 @@ class GRPO(CollectingTraining):
         warning = self.mismatch_alarm.of(metrics)
         if warning:
             self.folder.progress.line(f"warning: {warning}")
-        return {**metrics, **{f"time/{k}": v for k, v in (collected.seconds | timer.seconds).items()}}
+        return {**metrics, **sent, **{f"time/{k}": v for k, v in (collected.seconds | timer.seconds).items()}}
 
     @torch.no_grad()
     def score_old(self, batch: list[Completion], with_reference: bool) -> None:

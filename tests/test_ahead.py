@@ -54,7 +54,7 @@ def test_a_sampler_of_its_own_changes_nothing_without_ahead(tmp_path):
     assert not any("staleness" in name or name == "time/wait" for line in metrics(tmp_path / "own") for name in line)
 
 
-@pytest.mark.parametrize("ahead", [1, 2])
+@pytest.mark.parametrize("ahead", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_step_is_sampled_by_the_weights_that_many_steps_before(ahead, tmp_path):
     train(tmp_path / "ahead", ahead, **TIS, grpo__steps=5)
     updates = 2  # of a step
