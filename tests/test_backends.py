@@ -21,6 +21,7 @@ from recipes import PROBLEMS, REPO, SCRATCH, change, environment, free_port, grp
 from rl.policy.processes import Processes
 
 DENSE = {
+    "model": {"scratch": {**SCRATCH, "intermediate_size": 65}, "dtype": "float32"},  # rows that two do not share evenly
     "grpo__prompts_per_step": 6,  # three a mini-batch, so that the processes' shares differ
     "grpo__tokens_per_microbatch": 120,
     "grpo__kl__coefficient": 0.05,

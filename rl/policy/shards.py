@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Whether it is a DTensor. (Asking its class would import torch.distributed.tensor, which takes a second.)"""
+    """Whether it is a DTensor. (To ask for its class would import torch.distributed.tensor for everyone.)"""
     return hasattr(tensor, "full_tensor")
 
 

@@ -55,7 +55,7 @@ class DeepSpeedBackend(Backend):
         # DeepSpeed casts whatever floats, makes its masters of the cast weights, and would cast the buffers too.
         originals = {name: p.detach().to("cpu", copy=True) for name, p in self.trained} if low else {}
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()} if low else {}
-        # Compiled at first use, for minutes and with g++, and used by inference alone.
+        # Compiled with g++ at first use, while everyone waits, and used by inference alone.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.engine, *_ = deepspeed.initialize(
             model=Root(model),
