@@ -97,7 +97,7 @@ class GRPO(CollectingTraining):
         warning = self.mismatch_alarm.of(metrics)
         if warning:
             self.folder.progress.line(f"warning: {warning}")
-        return {**metrics, **sent, **{f"time/{k}": v for k, v in (collected.seconds | timer.seconds).items()}}
+        return {**metrics, **{f"time/{k}": v for k, v in (collected.seconds | timer.seconds).items()}}
 
     @torch.no_grad()
     def score_old(self, batch: list[Completion], with_reference: bool) -> None:
