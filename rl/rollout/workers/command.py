@@ -119,7 +119,7 @@ def make_engine(kind: str, model: str, options: Mapping[str, Any]) -> Engine:
 
     own = {name: value for name, value in options.items() if name in _keywords(VLLMEngine.__init__)}
     extra = {name: value for name, value in options.items() if name not in own}
-    return VLLMEngine(model, **own, **({"extra": extra} if extra else {}))
+    return VLLMEngine(model, **own, extra=extra)
 
 
 def engine_options(given: Sequence[str]) -> dict[str, Any]:
