@@ -106,10 +106,8 @@ def worker(settings: dict[str, Any]) -> dict[str, Any]:
             run = measure(engine, settings, repeat + 1)
             run["tokens_per_cpu_second"] = run["tokens"] / (time.process_time() - start)
             runs[name].append(run)
-            print(
-                f"{name} {repeat + 1}/{settings['repeats']}: {run['tokens_per_second']:.1f} tok/s, {run['tokens_per_cpu_second']:.1f} a CPU-second",
-                flush=True,
-            )
+            speed = f"{run['tokens_per_second']:.1f} tok/s, {run['tokens_per_cpu_second']:.1f} a CPU-second"
+            print(f"{name} {repeat + 1}/{settings['repeats']}: {speed}", flush=True)
     import vllm
 
     return {"runs": runs, "vllm": vllm.__version__}

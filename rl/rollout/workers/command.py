@@ -119,8 +119,7 @@ def make_engine(kind: str, model: str, options: Mapping[str, Any]) -> Engine:
 
     own = {name: value for name, value in options.items() if name in _keywords(VLLMEngine.__init__)}
     extra = {name: value for name, value in options.items() if name not in own}
-    keywords: dict[str, Any] = {**own, "extra": extra} if extra else own
-    return VLLMEngine(model, **keywords)
+    return VLLMEngine(model, **own, extra=extra)
 
 
 def engine_options(given: Sequence[str]) -> dict[str, Any]:
