@@ -91,6 +91,7 @@ def launch(config: str, settings: dict[str, int]) -> dict[str, float]:
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=sys.stderr)
         found: dict[str, float] = json.loads(result.read_text())
+        print(config, found, file=sys.stderr)
         return found
 
 
