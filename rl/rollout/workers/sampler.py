@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -91,6 +91,17 @@ class WorkerSampler:
         *,
         streams: Sequence[int] | None = None,
     ) -> list[list[Sample]]:
+        found = dict(group for groups in self.stream(prompts, params, streams=streams) for group in groups)
+        return [found[i] for i in range(len(prompts))]
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        streams: Sequence[int] | None = None,
+    ) -> Generator[list[tuple[int, list[Sample]]], None, None]:
+        """`generate` bit by bit: (place of a prompt, its samples) as they arrive, and now and then nothing."""
         if any(len(p) == 0 for p in prompts):
             raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not len(p))} is empty")
         if streams is not None and len(streams) != len(prompts):
@@ -105,9 +116,13 @@ class WorkerSampler:
         ]
         settings = settings_of(params if params.seed is not None else replace(params, seed=secrets.randbits(63)))
         rollout = _Rollout(self, requests, settings)
-        done = rollout.run()
-        self.moved += rollout.dispatch.moved
-        return [done[request.key] for request in requests]
+        places = {request.key: i for i, request in enumerate(requests)}
+        try:
+            for keys in rollout.run():
+                yield [(places[key], rollout.dispatch.done[key]) for key in keys]
+        finally:
+            rollout.leave()
+            self.moved += rollout.dispatch.moved
 
 
 class _Rollout:
@@ -120,10 +135,12 @@ class _Rollout:
         self.ready: set[str] = set()
         self.reasons: dict[str, str] = {}  # why a worker is not ready
         self.error: Exception | None = None
+        self.left = False
         self.changed = threading.Condition()
         self.alone_since = time.monotonic()  # no worker has been ready since then
 
-    def run(self) -> dict[str, list[Sample]]:
+    def run(self) -> Generator[list[str], None, None]:
+        """The keys of requests as they are finished, each once."""
         threads = [
             threading.Thread(target=self._work, args=(client,), name=f"rollout at {client.url}", daemon=True)
             for client in self.sampler.clients
@@ -131,20 +148,26 @@ class _Rollout:
         self._in_parallel(self._look)  # so that the first deal is among all that are there
         for thread in threads:
             thread.start()
-        try:
+        given: set[str] = set()
+        while len(given) < self.dispatch.total:
             with self.changed:
-                while self.error is None and not self.dispatch.complete:
+                if self.error is None and len(self.dispatch.done) == len(given):
                     self._check_hope()
                     self.changed.wait(RETRY_S)
-                    if self.sampler.progress:
-                        n = self.settings.n
-                        self.sampler.progress(len(self.dispatch.done) * n, self.dispatch.total * n)
-        except BaseException:  # an interrupt, or nobody waits for the result any more: the threads must end too
-            self._fail(RuntimeError("the rollout was given up"))
-            raise
-        if self.error is not None:
-            raise self.error
-        return self.dispatch.done
+                if self.error is not None:
+                    raise self.error
+                fresh = [key for key in self.dispatch.done if key not in given]
+            given.update(fresh)
+            if self.sampler.progress:
+                n = self.settings.n
+                self.sampler.progress(len(given) * n, self.dispatch.total * n)
+            yield fresh
+
+    def leave(self) -> None:
+        """Nobody waits for the rest."""
+        with self.changed:
+            self.left = True
+            self.changed.notify_all()
 
     def _in_parallel(self, look: Callable[[WorkerClient], None]) -> None:
         threads = [threading.Thread(target=look, args=(c,), daemon=True) for c in self.sampler.clients]
@@ -238,7 +261,7 @@ class _Rollout:
     # ---- all together ---------------------------------------------------------------------------------
 
     def _over(self) -> bool:
-        return self.error is not None or self.dispatch.complete
+        return self.left or self.error is not None or self.dispatch.complete
 
     def _fail(self, error: Exception) -> None:
         with self.changed:
