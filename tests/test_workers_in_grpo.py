@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import ahead_runs
 import pyarrow.parquet as pq
 import pytest
 
@@ -58,6 +59,18 @@ def assert_same(here: Path, there: Path) -> None:
     assert mine == theirs
     for a, b in zip(numbers(here), numbers(there), strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_worker_samples_ahead_what_a_copy_in_process_does(tmp_path):
+    changes = {"grpo__steps": 4, "grpo__correction": {"kind": "tis"}, "grpo__old_logprobs": "trainer"}
+    ahead_runs.train(tmp_path / "here", 1, **changes)
+    recipe = grpo(tmp_path / "there", **changes, rollout__ahead=1, rollout__mode="server", rollout__workers=WORKERS)
+    result = run(str(write(tmp_path / "there.yaml", recipe)))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert ahead_runs.tokens(tmp_path / "there") == ahead_runs.tokens(tmp_path / "here")
+    assert ahead_runs.versions(tmp_path / "there") == {1: {0}, 2: {0}, 3: {2}, 4: {4}}
+    assert [row["staleness/max"] for row in metrics(tmp_path / "there")] == [0, 2, 2, 2]
 
 
 @pytest.mark.slow
