@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,14 @@ def opened(browser: Browser, report: Path) -> None:
 
 def focus(browser: Browser, selector: str) -> None:
     browser.script("document.querySelector(arguments[0]).focus()", selector)
+
+
+def eventually(happened: Callable[[], bool]) -> None:
+    """What unfolds is filled in by an event that comes a moment later."""
+    deadline = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def shown(browser: Browser, selector: str) -> str:
@@ -113,10 +121,10 @@ def test_the_arrow_keys_read_a_figure(browser: Browser) -> None:
     curves = "return document.querySelectorAll('figure')[arguments[0]].querySelectorAll('.curve').length"
     assert browser.script(curves, titles.index("Reward")) == 2
     browser.press("Tab", "Tab", "Enter")  # the table of values
-    cells = browser.script(
-        "return [...document.activeElement.parentNode.querySelectorAll('tr')].map((r) => r.innerText)"
-    )
-    assert cells[0].split() == ["step", "total", "format", "math"] and len(cells) == 41
+    rows = "return [...document.activeElement.parentNode.querySelectorAll('tr')].map((r) => r.innerText)"
+    eventually(lambda: len(browser.script(rows)) == 41)
+    cells = browser.script(rows)
+    assert cells[0].split() == ["step", "total", "format", "math"]
     assert cells[3].split() == ["3", "0.1906", "0.3", "0.09063"]
 
 
@@ -160,10 +168,7 @@ def test_completions_are_filtered_ordered_and_paged_by_keyboard(browser: Browser
     assert shown(browser, "#browser-count") == "677 of 677 completions match"
     focus(browser, "#browser-list summary")
     browser.press("Enter")
-    # What unfolds is filled in by an event that comes a moment later.
-    deadline = time.monotonic() + 10
-    while "gold answer" not in shown(browser, "#browser-list details[open]"):
-        assert time.monotonic() < deadline
+    eventually(lambda: "gold answer" in shown(browser, "#browser-list details[open]"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
