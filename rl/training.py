@@ -55,8 +55,9 @@ class Training(ABC):
         if recipe.model.lora is not None:
             add_adapters(model, recipe.model.lora, recipe.seed)
         self.parameters = sum(p.numel() for p in model.parameters())
-        plain = Policy(model)
-        if recipe.precision.kind == "fp8":  # which multiplies what the order of sums rounds: layouts are checked before
+        fp8 = recipe.precision.kind == "fp8"
+        if fp8:  # which multiplies what the order of sums rounds: layouts are checked before
+            plain = Policy(model)
             plain.check_packing()
             apply_precision(model, recipe.precision, self.processes, self.folder.progress)
         self.backend = load_backend(
@@ -65,7 +66,7 @@ class Training(ABC):
         self.experts = ExpertTraining.of(model, moe, self.total_updates, "moe" in recipe.model_fields_set)
         execution = self.backend.execution
         self.policy = Policy(model, temperature=temperature, experts=self.experts, execution=execution)
-        if recipe.precision.kind == "fp8":
+        if fp8:
             self.policy.packed = plain.packed
         else:
             self.policy.check_packing()

@@ -30,14 +30,10 @@ class Processes:
             cpu = not torch.cuda.is_available()
             # cpu: accelerate would look for DeepSpeed here, and on a CPU set up nothing for FSDP.
             state = PartialState(cpu=cpu, backend="gloo" if cpu else "nccl")
-            self.rank, self.world, self.local_rank = (
-                state.process_index,
-                state.num_processes,
-                state.local_process_index,
-            )
+            self.rank, self.world = state.process_index, state.num_processes
             self.device = state.device
         else:
-            self.rank, self.world, self.local_rank = 0, 1, 0
+            self.rank, self.world = 0, 1
             self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         rank = int(os.environ.get("RANK", "0"))
         self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))

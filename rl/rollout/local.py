@@ -27,7 +27,7 @@ from rl.rollout.prepacked import prepacked
 from rl.rollout.sampling import choose, stream_key, uniform
 from rl.rollout.slots import Slots
 from rl.rollout.speculative import Acceptance, Drafter, Pending, verify
-from rl.rollout.types import Sample, SamplingParams
+from rl.rollout.types import Sample, SamplingParams, streams_of
 
 
 @dataclass
@@ -154,12 +154,9 @@ class LocalSampler:
 
         Until it ends, the model's weights must stay as they are and nothing else may run it.
         """
-        if any(len(p) == 0 for p in prompts):
-            raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not len(p))} is empty")
-        if streams is not None and len(streams) != len(prompts):
-            raise ValueError(f"{len(streams)} streams for {len(prompts)} prompts")
+        numbers = streams_of(prompts, streams)
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        keys = [stream_key(seed, s) for s in (streams if streams is not None else range(len(prompts)))]
+        keys = [stream_key(seed, number) for number in numbers]
         stops = frozenset({*self.stop_ids, *params.stop_token_ids})
         with evaluating(self.model):
             quantize_weights(self.model)

@@ -16,7 +16,6 @@ from rl.policy.packing import Document
 from rl.policy.policy import Policy
 from rl.rollout.local import LocalSampler
 from rl.rollout.probe import check_probe
-from rl.rollout.speculative import Acceptance
 from rl.rollout.workers.sampler import WorkerSampler
 
 
@@ -51,11 +50,6 @@ class Sync:
         """All of them, as the engine knows them."""
         named = self.source.named_weights()
         return checkpoint_weights(self.policy.model, named) if self.as_in_files else named
-
-    @property
-    def acceptance(self) -> Acceptance:
-        """How the last rollout's drafts did; only a LocalSampler in this process tells."""
-        return self.sampler.acceptance if isinstance(self.sampler, LocalSampler) else Acceptance([])
 
     def make_room(self) -> None:
         """Between rollout and training: an engine on the trainer's devices gives their memory back."""

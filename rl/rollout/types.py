@@ -40,6 +40,15 @@ class SamplingParams:
                 raise ValueError(f"{message}: {self}")
 
 
+def streams_of(prompts: Sequence[Sequence[int]], streams: Sequence[int] | None) -> Sequence[int]:
+    """The number of each prompt's random stream: the given one, or its place. ValueError for what cannot be sampled."""
+    if any(len(p) == 0 for p in prompts):
+        raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not len(p))} is empty")
+    if streams is not None and len(streams) != len(prompts):
+        raise ValueError(f"{len(streams)} streams for {len(prompts)} prompts")
+    return range(len(prompts)) if streams is None else streams
+
+
 @dataclass(frozen=True)
 class Sample:
     """One completion. The stop token, when one was drawn, is the last of token_ids.

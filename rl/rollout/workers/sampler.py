@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rl.rollout.types import Sample, SamplingParams
+from rl.rollout.types import Sample, SamplingParams, streams_of
 from rl.rollout.workers.client import Refusal, Unreachable, WorkerClient
 from rl.rollout.workers.dispatch import Dispatch
 from rl.rollout.workers.fleet import Fleet, Sync
@@ -102,14 +102,10 @@ class WorkerSampler:
         streams: Sequence[int] | None = None,
     ) -> Generator[list[tuple[int, list[Sample]]], None, None]:
         """`generate` bit by bit: (place of a prompt, its samples) as they arrive, and now and then nothing."""
-        if any(len(p) == 0 for p in prompts):
-            raise ValueError(f"prompt {next(i for i, p in enumerate(prompts) if not len(p))} is empty")
-        if streams is not None and len(streams) != len(prompts):
-            raise ValueError(f"{len(streams)} streams for {len(prompts)} prompts")
+        numbers = streams_of(prompts, streams)
         if self.version < 0:
             raise RuntimeError("the rollout workers have no weights yet: call update_weights first")
         call = secrets.token_hex(8)  # so that no other call, process or run has the same keys
-        numbers = streams if streams is not None else range(len(prompts))
         requests = [
             Request(key=f"{call}-{i}", prompt=list(prompt), stream=stream)
             for i, (prompt, stream) in enumerate(zip(prompts, numbers, strict=True))
