@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from recipes import SCRATCH, grpo, metrics
 from rl.grpo import GRPO
-from rl.policy.lora import adapters_off, add_adapters, merged, write_adapter
+from rl.policy.lora import adapters_off, add_adapters, block_of, merged, write_adapter
 from rl.policy.processes import Processes
 from rl.recipe import LoRASpec
 from rl.recipe_io import RecipeError, validate
@@ -69,6 +69,24 @@ def test_which_layers():
     for wrong in ("q_porj", "lm_head"):
         with pytest.raises(RecipeError, match="model.lora.target_modules"):
             add_adapters(tiny_model("llama"), LoRASpec(target_modules=[wrong]), seed=0)
+
+
+def test_samplers_get_the_blocks_that_have_adapters(tmp_path):
+    """All of each block, as vLLM makes one tensor of q, k and v."""
+    model = {"scratch": SCRATCH, "dtype": "float32", "lora": {"r": 4, "target_modules": ["q_proj"]}}
+    trainer = GRPO(validate(grpo(tmp_path / "run", model=model)), Processes())
+    with torch.no_grad():
+        for name, parameter in trainer.policy.model.named_parameters():
+            if ".lora_B" in name:
+                parameter.fill_(0.1)
+    before = dict(AutoModelForCausalLM.from_config(trainer.policy.model.config).named_parameters())
+    all_, changed = dict(trainer.backend.named_weights()), dict(trainer.backend.changed_weights())
+    assert all_.keys() == before.keys()
+    assert {n.split(".")[-2] for n in changed} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert all(torch.equal(changed[name], all_[name]) for name in changed)
+    assert sum(n.endswith("q_proj.weight") for n in changed) == trainer.policy.model.config.num_hidden_layers
+    assert block_of("model.layers.3.self_attn.q_proj.lora_A.default.weight") == "model.layers.3.self_attn"
+    assert block_of("model.layers.3.mlp.gate.e_score_correction_bias") == "model.layers.3.mlp"
 
 
 def test_grpo_trains_the_adapter_and_writes_both(tmp_path):

@@ -50,6 +50,21 @@ def test_a_run_with_a_worker_is_the_run_in_process(tmp_path):
     assert not Path(f"/proc/{pid}").exists()  # ended with the run
 
 
+def test_of_adapters_a_worker_gets_what_changed(tmp_path):
+    pytest.importorskip("peft", reason="PEFT is not installed")
+    steps = {"grpo__steps": 2, "model__lora": {"r": 4, "target_modules": ["q_proj"]}, "optimizer__warmup_updates": 0}
+    here = write(tmp_path / "here.yaml", grpo(tmp_path / "here", **steps))
+    there = write(
+        tmp_path / "there.yaml", grpo(tmp_path / "there", **steps, rollout__mode="server", rollout__workers=WORKERS)
+    )
+    result = run(str(here), str(there), code=BOTH)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert_same(tmp_path / "here", tmp_path / "there")
+    rows = metrics(tmp_path / "there")
+    whole = (tmp_path / "there" / "model" / "model.safetensors").stat().st_size
+    assert all(1000 < row["sync/bytes"] < whole / 2 for row in rows)
+
+
 def assert_same(here: Path, there: Path) -> None:
     """The same samples; numbers to rounding, as other batches of sequences may be other sums."""
     mine, theirs = samples(here), samples(there)

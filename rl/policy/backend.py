@@ -20,7 +20,7 @@ from rl.policy import shards
 from rl.policy.adamw import AdamW
 from rl.policy.execution import Execution
 from rl.policy.load import DTYPES, cast_parameters
-from rl.policy.lora import merged
+from rl.policy.lora import block_of, merged
 from rl.policy.packing import Pack, idle_pack
 from rl.policy.processes import Processes
 from rl.policy.sharding import LaunchError
@@ -106,6 +106,12 @@ class Backend(ABC):
         """
         yield from merged(self.model, self._weights(trained=False))
         yield from self.buffers.items()
+
+    def changed_weights(self) -> Named:
+        """Those of `named_weights` that training can change: with adapters the blocks that have some, whole, as an
+        engine may keep several weights of a block in one tensor (q, k and v)."""
+        changed = {block_of(name) for name in (*trained_names(self.model), *self.buffers)}
+        yield from ((name, tensor) for name, tensor in self.named_weights() if block_of(name) in changed)
 
     def trained_weights(self) -> Named:
         """What training changes: with adapters these, by their own names, and nothing else."""

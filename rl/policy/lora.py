@@ -115,6 +115,12 @@ def merged(model: Any, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[st
             waiting = {}
 
 
+def block_of(name: str) -> str:
+    """The module around the one that a weight belongs to (`...self_attn` of q_proj's), with or without adapters."""
+    module = _PARTS.split(name)[0] if _PARTS.search(name) else name.rpartition(".")[0]
+    return module.rpartition(".")[0]
+
+
 def write_adapter(folder: Path, model: Any, named: Iterable[tuple[str, Tensor]], base: str | None) -> None:
     """The adapter alone, as `PeftModel.from_pretrained` reads it. base: what it was trained on."""
     from safetensors.torch import save_file

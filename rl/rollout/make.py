@@ -64,7 +64,9 @@ def make_sampler(
     else:
         sampler = _served(recipe, policy, backend, tokenizer, run, Probe(probe, tolerance), record_routing)
     sampler.progress = lambda done, all_: run.progress.update(f"{done}/{all_} completions")
-    return Sync(sampler, backend, policy, probe, tolerance, as_in_files=rollout.engine == "vllm")
+    # Of somebody else's worker we do not know what it starts from, should its engine have to be started anew.
+    ours = not (rollout.workers and rollout.workers.urls)
+    return Sync(sampler, backend, policy, probe, tolerance, as_in_files=rollout.engine == "vllm", keeps_others=ours)
 
 
 def _colocated(recipe: Sampling, backend: Backend, tokenizer: Any, run: Run) -> Any:

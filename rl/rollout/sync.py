@@ -24,11 +24,21 @@ class Sync:
     trainer calls it at the same places."""
 
     def __init__(
-        self, sampler: Any, source: Backend, policy: Policy, probe: list[int], tolerance: float, *, as_in_files: bool
+        self,
+        sampler: Any,
+        source: Backend,
+        policy: Policy,
+        probe: list[int],
+        tolerance: float,
+        *,
+        as_in_files: bool,
+        keeps_others: bool = True,
     ):
-        """as_in_files: whether the engine knows weights by the names that they have in files, or by the model's own."""
+        """as_in_files: whether the engine knows weights by the names that they have in files, or by the model's own.
+        keeps_others: whether what the first update brought is still there later, for those that only bring changes."""
         self.sampler, self.source, self.policy, self.as_in_files = sampler, source, policy, as_in_files
-        self.probe, self.tolerance = probe, tolerance
+        self.probe, self.tolerance, self.keeps_others = probe, tolerance, keeps_others
+        self.first = True  # nothing has been sent yet
 
     def send(self, version: int) -> dict[str, float]:
         """Returns metrics of the update."""
@@ -38,17 +48,21 @@ class Sync:
             sampler.update_weights(self.source.sampler_weights() if own else self.source.named_weights(), version)
             return {}
         if isinstance(sampler, WorkerSampler):
-            sampler.update_weights(self.weights(), version)
+            self._send_to(sampler, version)
             return sampler.sync.metrics()
         start = time.perf_counter()
-        sampler.update_weights(self.weights(), version)
+        self._send_to(sampler, version)
         scores = sampler.engine.score([self.probe])[0]
         gap = check_probe(probe_logprobs(self.policy, self.probe), scores, self.tolerance, version)
         return {"sync/seconds": time.perf_counter() - start, "sync/probe": gap}
 
-    def weights(self) -> Iterable[tuple[str, Tensor]]:
-        """All of them, as the engine knows them."""
-        named = self.source.named_weights()
+    def _send_to(self, sampler: Any, version: int) -> None:
+        sampler.update_weights(self.weights(all_=self.first or not self.keeps_others), version)
+        self.first = False
+
+    def weights(self, all_: bool = True) -> Iterable[tuple[str, Tensor]]:
+        """All of them, or those that training changes, as the engine knows them."""
+        named = self.source.named_weights() if all_ else self.source.changed_weights()
         return checkpoint_weights(self.policy.model, named) if self.as_in_files else named
 
     def make_room(self) -> None:
