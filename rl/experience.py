@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rewards import Reward, score
 from rewards.compose import VERDICTS
+from rewards.length import soft_overlong
 from rl.objective import group_advantages, uniform_groups
 from rl.policy.packing import Document
 from rl.prompts import Prompt, Prompts, columns_of
@@ -119,7 +120,7 @@ def assign_rewards(
         if truncation.mode == "mask":
             completion.masked = completion.truncated
         elif truncation.mode == "penalty":
-            penalty = overlong_penalty(len(completion.sample.token_ids), max_tokens, truncation.buffer)
+            (penalty,) = soft_overlong([completion.sample.token_ids], max_length=max_tokens, buffer=truncation.buffer)
             completion.components["overlong"] = penalty
             completion.reward += penalty
 
@@ -144,11 +145,6 @@ def component_means(sums: dict[str, float]) -> dict[str, float]:
     names = [name for name in sums if name.startswith("reward/")]
     pairs = {name: (sums.pop(name), sums.pop(f"n/{name}")) for name in names}
     return {name: total / count if count else math.nan for name, (total, count) in pairs.items()}
-
-
-def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
-    """DAPO's soft overlong punishment (2503.14476 eq. 13): 0 up to max_tokens - buffer, then linear to -1."""
-    return -min(1.0, max(0.0, (length - (max_tokens - buffer)) / buffer))
 
 
 def assign_advantages(batch: list[Completion], spec: AdvantageSpec, gathered: list[list[tuple[int, float]]]) -> None:

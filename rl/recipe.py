@@ -345,6 +345,9 @@ class GRPORecipe(TrainSpec):
     def _consistent(self) -> GRPORecipe:
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature must be above 0: greedy groups are uniform")
+        buffer, longest = self.grpo.truncation.buffer, self.rollout.max_tokens
+        if self.grpo.truncation.mode == "penalty" and buffer > longest:
+            raise ValueError(f"grpo.truncation.buffer ({buffer}) must be at most rollout.max_tokens ({longest})")
         narrowed = self.rollout.top_p < 1 or self.rollout.top_k > 0 or self.rollout.min_tokens > 0
         sampler_is_old = self.grpo.old_logprobs == "sampler"
         corrected = self.grpo.correction.kind != "none"

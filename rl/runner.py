@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rewards.cpus import share_of_cpus
 from rl.policy.processes import Processes
 from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
 from rl.recipe_data import DataRecipe
@@ -16,11 +16,6 @@ from rl.recipe_gkd import GKDRecipe
 from rl.run.allocator import keep_freed_memory
 from rl.run.folder import Run
 from rl.stages import run_stages
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(recipe: Any) -> dict[str, Any]:
@@ -50,7 +45,7 @@ def report(folder: Path) -> None:
 
 def run_pipeline(recipe: Any, processes: Processes) -> dict[str, Any]:
     # Processes that each take all cores spin against each other; a tiny model is fastest on one thread anyway.
-    torch.set_num_threads(recipe.threads or max(1, cores() // processes.local_world))
+    torch.set_num_threads(recipe.threads or share_of_cpus())
     if isinstance(recipe, DataRecipe):
         from rl.curate import run_curation
 

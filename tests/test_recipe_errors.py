@@ -24,6 +24,9 @@ CASES = {
     "out of range": ({"optimizer__learning_rate": -1.0}, ["optimizer.learning_rate", "greater than 0"]),
     "unknown choice": ({"grpo__loss": {"kind": "pppo"}}, ["grpo.loss.kind", "'ppo'"]),
     "unknown pipeline": ({"pipeline": "grop"}, ["pipeline", "'grpo'"]),
+    "penalty from the first token": (
+        {"grpo__truncation": {"mode": "penalty"}}, ["grpo.truncation.buffer (4096)", "rollout.max_tokens"],
+    ),
     "indivisible batch": ({"grpo__minibatches_per_step": 3}, ["minibatches_per_step (3)", "prompts_per_step (4)", "2"]),
     "a group of one": ({"grpo__samples_per_prompt": 1}, ["samples_per_prompt", "at least 2"]),
     "greedy rollouts": ({"rollout__temperature": 0}, ["rollout.temperature", "above 0"]),

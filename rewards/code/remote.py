@@ -7,15 +7,13 @@ One request per test. Stdio tests are as safe as the service: the expected outpu
 weaker than in a local sandbox, since program and test share one process there: see docs/sandbox.md.
 """
 
-import json
 import secrets
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from ..http_json import Unreachable, post_json
 from .cases import AssertTest, StdioTest, Test
 from .compare import same_output
 from .result import Outcome
@@ -140,26 +138,17 @@ def _ended(run: dict[str, Any], status: Any, timeout: bool) -> dict[str, Any]:
 
 
 def _post(url: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    request = urllib.request.Request(
-        url,
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json", "Accept": "application/json"},
-        method="POST",
-    )
     for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s + _SLACK_S) as response:
-                answer = json.load(response)
-            if not isinstance(answer, dict):
-                raise _ServiceError(f"the service answered {str(answer)[:200]}")
-            return answer
-        except urllib.error.HTTPError as error:
-            reason = f"the service answered {error.code} {error.reason}"
-            error.close()
-            if error.code < 500 and error.code != 429:
-                raise _ServiceError(reason) from None
-        except (OSError, ValueError) as error:
+            reply = post_json(url, body, {"Accept": "application/json"}, timeout_s=timeout_s + _SLACK_S)
+        except Unreachable as error:
             reason = f"the service could not be asked: {error}"
-        if attempt + 1 < _ATTEMPTS:
-            time.sleep(_FIRST_PAUSE_S * 2**attempt)
+            continue
+        if reply.status == 200 and isinstance(reply.body, dict):
+            return reply.body
+        reason = f"the service answered {reply.status}" + (f": {str(reply.body)[:200]}" if reply.body else "")
+        if reply.status < 500 and reply.status != 429:
+            break
     raise _ServiceError(reason)

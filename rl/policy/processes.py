@@ -36,7 +36,6 @@ class Processes:
             self.rank, self.world = 0, 1
             self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         rank = int(os.environ.get("RANK", "0"))
-        self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         launched = int(os.environ.get("ACCELERATE_NUM_PROCESSES", announced))
         # accelerate's MULTI_CPU leaves these for MPI to read, and starts a single process.
         if announced == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
