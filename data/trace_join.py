@@ -30,7 +30,8 @@ def join_problems(
         problem = known.get(trace.id if column is not None else normalise_statement(trace.prompt))
         if problem is None:
             what = f"trace {trace.id!r} of {trace.source}"
-            yield DataError(what, "no problem of `data` is its problem", "Check traces.join, or set on_error: skip.")
+            fix = "on_error: skip leaves such traces out; if there is one, check traces.join."
+            yield DataError(what, "no problem of `data` is its problem", fix)
             continue
         taken = {"id": problem["id"], "prompt": problem["problem"], "gold": problem["answer"], "kind": problem["kind"]}
         yield replace(trace, **taken, sample=numbers[problem["id"]]), problem

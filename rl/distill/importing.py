@@ -28,7 +28,7 @@ class Imported:
 
     def line(self) -> str:
         first = f"; the first: {self.errors[0]}" if self.errors else ""
-        return f"{len(self.pairs)} traces imported, {self.bad} bad rows left out{first}"
+        return f"{len(self.pairs)} traces imported, {self.bad} rows left out{first}"
 
 
 def import_traces(recipe: DistillRecipe) -> Imported:
