@@ -204,7 +204,7 @@ def test_a_worker_that_was_lost_comes_back_with_the_newest_weights(spool):
         two = stack.enter_context(Running(spool.folder, engine=engines[1]))
         with Running(spool.folder, engine=engines[0], port=port) as one:
             quick = WorkerClient(one.client.url, SECRET, deadline_s=10.0)
-            workers = served([(quick, None), (two.client, None)], spool, old, wait_s=120.0)
+            workers = served([(quick, None), (two.client, None)], spool, old, wait_s=120.0, in_flight=6)
             workers.takes_weights_midway = True
             workers.fleet.start()
             workers.update_weights(old.named_parameters(), 1)

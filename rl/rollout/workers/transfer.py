@@ -153,7 +153,10 @@ class Transmission:
         def acknowledged(client: WorkerClient) -> None:
             reply = client.finish(message)
             if reply.version != self.version or len(reply.logprobs) != len(message.probe):
-                raise Unreachable(f"it acknowledged version {reply.version}, not {self.version}, or left out the probe")
+                raise Unreachable(
+                    f"it acknowledged version {reply.version} with {len(reply.logprobs)} scores of the probe, not "
+                    f"{self.version} with {len(message.probe)}"
+                )
             self.scores[client.url] = reply.logprobs
 
         self._each(acknowledged)
