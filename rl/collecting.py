@@ -8,11 +8,10 @@ from typing import Any
 
 from rewards import Reward
 from rl.ahead import Collector
-from rl.check_ahead import NEEDS_A_SERVER
+from rl.check_ahead import check_sampler
 from rl.experience import Batch, Completion, assign_rewards, uninformative
 from rl.pending import plain, restored
 from rl.recipe import GRPORecipe
-from rl.recipe_io import RecipeError
 from rl.rollout import LocalSampler, Streaming
 from rl.run.progress import Timer
 from rl.scoring import EarlyScores
@@ -34,12 +33,8 @@ class CollectingTraining(SamplingTraining):
         rollout, progress = self.recipe.rollout, self.folder.progress
         if not rollout.ahead:
             return
-        if self.shares_weights:
-            raise RecipeError(NEEDS_A_SERVER)
-        if rollout.in_flight and not getattr(self.sampler, "takes_weights_midway", False):
-            raise RecipeError(
-                f"rollout.in_flight: {type(self.sampler).__name__} takes weights between rollouts only; remove it"
-            )
+        midway = getattr(self.sampler, "takes_weights_midway", False)
+        check_sampler(rollout, own_weights=not self.shares_weights, midway=midway)
         collector = Collector(
             self.collect, self.processes, ahead=rollout.ahead, in_flight=rollout.in_flight, last=self.total_steps
         )

@@ -67,6 +67,7 @@ class Completion:
             "token_ids": self.sample.token_ids,
             "logprobs": self.sample.logprobs,
             "weights_version": self.sample.weights_version,
+            "newest_version": self.sample.last_version,
         }
 
 

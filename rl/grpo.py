@@ -71,7 +71,7 @@ class GRPO(CollectingTraining):
         spec, log, batch = self.recipe.grpo, GRPOLog(), collected.completions
         self.before = self.updates
         if self.collector is not None:
-            log.staleness(self.staleness(batch))
+            log.staleness(self.staleness(batch), sum(c.sample.newest_version is not None for c in batch))
         assign_advantages(batch, spec.advantage, self.backend.gather([(c.group, c.reward) for c in batch]))
 
         several = spec.minibatches_per_step * spec.epochs_per_step > 1

@@ -44,9 +44,11 @@ class GRPOLog:
     def kl(self, per_token: Tensor) -> None:
         self._add("kl", per_token.detach().sum())
 
-    def staleness(self, updates: Sequence[int]) -> None:
-        """How many updates older than the weights that are about to be trained those were that sampled each."""
+    def staleness(self, updates: Sequence[int], mixed: int) -> None:
+        """How many updates older than the weights that are about to be trained those were that sampled each; how many
+        were sampled by more than one version."""
         self._add("staleness/mean", sum(updates))
+        self._add("staleness/mixed", mixed)
         self._max("staleness/max", max(updates, default=0))
 
     def update(self, norm: float, rate: float, updated: bool) -> None:
@@ -95,8 +97,9 @@ class GRPOLog:
             "tokens_trained": tokens,
             "completions": completions,
         }
-        if "staleness/mean" in sums:
-            result["staleness/mean"] = _ratio(sums.pop("staleness/mean"), completions)
+        for name in ("staleness/mean", "staleness/mixed"):
+            if name in sums:
+                result[name] = _ratio(sums.pop(name), completions)
         result["reward_std"] = math.sqrt(max(0.0, _ratio(square, scored) - result["reward"] ** 2))
         for name in ("clip_fraction", "ratio", "entropy", "kl"):
             if name in sums:

@@ -69,11 +69,17 @@ def write(path: Path, recipe: dict[str, Any]) -> Path:
     return path
 
 
-def run(*arguments: str, code: str | None = None, env: dict[str, str] | None = None, cwd: Path = REPO) -> Any:
+def run(
+    *arguments: str,
+    code: str | None = None,
+    env: dict[str, str] | None = None,
+    cwd: Path = REPO,
+    timeout_s: float = 300,
+) -> Any:
     """`python -m rl ARGUMENTS` (or python -c CODE ARGUMENTS) in a process of its own."""
     command = [sys.executable, *(["-c", code] if code else ["-m", "rl"]), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), **(env or {})}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s)
 
 
 def environment(**more: str) -> dict[str, str]:

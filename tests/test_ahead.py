@@ -345,8 +345,12 @@ def test_in_flight_weights_enter_rollouts_within_the_bound(tmp_path):
 
 
 def test_in_flight_needs_a_sampler_that_can(tmp_path):
-    with pytest.raises(RecipeError, match="rollout.in_flight: LocalSampler takes weights between rollouts only"):
+    with pytest.raises(RecipeError, match="rollout.in_flight: .* set rollout.engine: vllm, or in_flight: false"):
         train(tmp_path / "run", 1, rollout__in_flight=True)
+    workers = {"rollout__mode": "server", "rollout__workers": {"count": 1}, "rollout__ahead": 1}
+    with pytest.raises(RecipeError, match="rollout.in_flight: .* set rollout.engine: vllm"):
+        preflight(validate(grpo(tmp_path / "run", **workers, rollout__in_flight=True)))
+    preflight(validate(grpo(tmp_path / "run", **workers, rollout__in_flight=True, rollout__engine="vllm")))
     with pytest.raises(RecipeError, match="in_flight means nothing with ahead: 0"):
         validate(grpo(tmp_path / "run", rollout__in_flight=True))
 

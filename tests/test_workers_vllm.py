@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ahead_runs
 import pytest
 import vllm_env
 from test_workers import logprobs, served, tokens
@@ -106,10 +108,10 @@ def test_updates_by_every_transport_and_a_kill_in_the_middle(tmp_path, spool):
         workers.close()
 
 
-def test_grpo_with_a_vllm_worker(tmp_path):
-    """Two steps with weight updates; in float32 sampler and trainer agree, so the ratio of new to old is 1."""
-    recipe = grpo(
-        tmp_path / "run",
+def small(folder: Path, **changes: Any) -> dict[str, Any]:
+    """The recipe of the small runs, sampled by one vLLM worker in float32."""
+    return grpo(
+        folder,
         model={"scratch": {"layers": 2, "hidden_size": 64, "intermediate_size": 64, "heads": 2, "kv_heads": 1},
                "dtype": "float32"},
         rollout__engine="vllm",
@@ -123,10 +125,39 @@ def test_grpo_with_a_vllm_worker(tmp_path):
             "deadline_s": DEADLINE_S,
             "start_timeout_s": 900.0,
         },
-        grpo__steps=2,
+        **changes,
     )  # fmt: skip
-    result = run(str(write(tmp_path / "recipe.yaml", recipe)))
+
+
+def ran(recipe: Path) -> None:
+    result = run(str(recipe), timeout_s=1800)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_grpo_with_a_vllm_worker(tmp_path):
+    """Two steps with weight updates; in float32 sampler and trainer agree, so the ratio of new to old is 1."""
+    ran(write(tmp_path / "recipe.yaml", small(tmp_path / "run", grpo__steps=2)))
     rows = metrics(tmp_path / "run")
     assert len(rows) == 2 and all(row["sync/workers"] == 1 and row["sync/probe"] < 1e-3 for row in rows)
     assert all(row["mismatch/max"] < 1e-2 for row in rows)
+
+
+def test_grpo_with_weights_into_running_rollouts(tmp_path):
+    """Twice as many samples as slots, and long ones: updates come in their midst, and so does the probe."""
+    changes = {
+        "rollout__ahead": 1,
+        "rollout__in_flight": True,
+        "rollout__max_tokens": 150,
+        "rollout__min_tokens": 120,
+        "grpo__correction": {"kind": "tis"},
+        "grpo__steps": 4,
+        "checkpoint__every": 4,
+    }
+    ran(write(tmp_path / "recipe.yaml", small(tmp_path / "run", **changes)))
+    rows = metrics(tmp_path / "run")
+    assert len(rows) == 4 and all(row["sync/workers"] == 1 and row["sync/probe"] < 1e-3 for row in rows)
+    assert all(row["staleness/max"] <= 2 for row in rows) and max(row["staleness/mixed"] for row in rows) > 0
+    samples = [row for rows in ahead_runs.samples(tmp_path / "run").values() for row in rows]
+    assert set(Counter(row["id"] for row in samples).values()) == {4} and len(samples) == 64  # every prompt once
+    assert all(row["weights_version"] <= row["newest_version"] <= 8 for row in samples)
+    assert any(row["weights_version"] < row["newest_version"] for row in samples)

@@ -308,6 +308,26 @@ def test_an_update_while_sampling(engine: VLLMEngine, model: Any) -> None:
         assert splits and all(0 < k < 16 for k in splits)
 
 
+def test_a_score_does_not_wait_for_a_free_slot(engine: VLLMEngine, model: Any) -> None:
+    """More samples than slots, each of them long: the score comes within a step, and they go on."""
+    params, probe = SamplingParams(n=4, max_tokens=24, min_tokens=24, seed=6), probe_tokens(VOCABULARY, 40)
+    for key in "abcd":
+        engine.submit(key, PROMPTS[1], params, ord(key))
+    for _ in range(6):
+        assert engine.step() == []
+    assert worst(engine.score([probe]), scores_of(model, [probe])) < TOLERANCE
+    other = llama(seed=7)
+    engine.update_weights(named(other), 1)
+    assert worst(engine.score([probe]), scores_of(other, [probe])) < TOLERANCE
+    assert engine.takes_weights_midway and not engine._ready  # none has come to its end meanwhile
+    done: dict[str, list[Sample]] = {}
+    while not engine.idle():
+        done.update(engine.step())
+    engine.update_weights(named(model), 0)
+    assert sorted(done) == list("abcd") and all(len(s.token_ids) == 24 for s in flat(list(done.values())))
+    assert {s.newest_version or s.weights_version for s in flat(list(done.values()))} == {1}
+
+
 def without_eos(model: Any, prompt: list[int], completion: list[int]) -> list[float]:
     """Log-probabilities of a completion in which EOS could not be drawn."""
     ids = torch.tensor([[*prompt, *completion]])
@@ -419,7 +439,7 @@ def test_experts_on_cpu_need_a_restart(engines: Callable[..., VLLMEngine]) -> No
     assert worst(engine.score(PROMPTS), scores_of(moe, PROMPTS)) < TOLERANCE
     with pytest.raises(RestartNeeded, match="experts"):
         engine.update_weights(named(moe), 1)
-    assert engine.version == 0
+    assert engine.version == 0 and not engine.takes_weights_midway
     assert worst(engine.score(PROMPTS), scores_of(moe, PROMPTS)) < TOLERANCE  # untouched
     with pytest.raises(RestartNeeded, match="experts"):
         engines(moe, empty=True)

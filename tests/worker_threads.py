@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tiny_models import EOS, tiny_model, tokenizer
 from rl.rollout import LocalSampler
 from rl.rollout.engine import Engine
 from rl.rollout.local_engine import LocalEngine
+from rl.rollout.types import Sample
 from rl.rollout.workers.client import WorkerClient
 from rl.rollout.workers.loop import EngineLoop
 from rl.rollout.workers.server import WorkerServer
@@ -22,6 +24,24 @@ SECRET = "0123456789abcdef-secret"
 
 def sampler(seed: int = 0) -> LocalSampler:
     return LocalSampler(tiny_model("llama", seed=seed), tokenizer(EOS), max_slots=4)
+
+
+class PromptByPrompt(LocalEngine):
+    """Samples one prompt at a step, and so takes weights while others wait. allowed: prompts still to be sampled."""
+
+    takes_weights_midway = True
+
+    def __init__(self, sampler: LocalSampler, allowed: int = 1_000_000):
+        super().__init__(sampler)
+        self.allowed = allowed
+
+    def step(self) -> list[tuple[str, list[Sample]]]:
+        if not self.allowed:
+            time.sleep(0.01)
+            return []
+        self.allowed -= 1
+        request = self._waiting.pop(next(iter(self._waiting)))
+        return [(request.key, self.sampler.generate([request.prompt], request.params, streams=[request.stream])[0])]
 
 
 class Running:

@@ -15,9 +15,14 @@ from rl.rollout.types import Sample, SamplingParams
 
 
 class Engine(Protocol):
-    """One thread at a time may call an engine; none of its methods waits for another request to come."""
+    """One thread at a time may call an engine; none of its methods waits for another request to come.
+
+    takes_weights_midway: whether `update_weights` and `score` may be called while requests are unfinished, which then
+    go on with the new weights. Not so of an engine that says RestartNeeded.
+    """
 
     version: int
+    takes_weights_midway: bool
 
     def submit(self, key: str, prompt: Sequence[int], params: SamplingParams, stream: int) -> None:
         """Asks for params.n samples of one prompt, under a key of the caller's own; sample j uses the random

@@ -30,6 +30,8 @@ class LocalEngine:
     running sequence. Weights and scores have to wait for its end.
     """
 
+    takes_weights_midway = False
+
     def __init__(self, sampler: LocalSampler):
         self.sampler = sampler
         self._waiting: dict[str, _Request] = {}

@@ -109,6 +109,7 @@ def _served(
         share=backend.gather,
         in_flight=spec.in_flight,
         wait_s=spec.start_timeout_s,
+        takes_weights_midway=isinstance(recipe, GRPORecipe) and recipe.rollout.in_flight,
     )
 
 

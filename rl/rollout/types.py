@@ -68,12 +68,16 @@ class Sample:
     routed_experts: Any = None
     newest_version: int | None = None
 
+    @property
+    def last_version(self) -> int:
+        return self.weights_version if self.newest_version is None else self.newest_version
+
 
 class Sampler(Protocol):
     """Draws completions; holds a numbered version of the policy's weights.
 
-    One that may be given weights while it samples says so by an attribute `takes_weights_midway`: true; its samples
-    carry the oldest version that had a part in them.
+    One that may be given weights while it samples, by another thread, says so by an attribute `takes_weights_midway`:
+    true; its samples carry the oldest version that had a part in them.
     """
 
     version: int

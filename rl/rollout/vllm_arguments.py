@@ -21,6 +21,7 @@ OURS = {
     "generation_config": "vllm",  # the checkpoint's own would add stop tokens and penalties
     "logprobs_mode": "processed_logprobs",  # of the distribution that tokens are drawn from
     "worker_extension_cls": "rl.rollout.vllm_weights.WeightsExtension",
+    "scheduling_policy": "priority",  # what is scored goes before what waits to be sampled
 }
 
 

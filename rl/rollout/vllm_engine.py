@@ -24,6 +24,7 @@ from rl.rollout.vllm_arguments import engine_arguments, folder_stop_ids, set_env
 from rl.rollout.vllm_weights import checked, checkpoint_shapes, spooled
 
 COLDEST, HOTTEST = 0.01, 2.0  # vLLM raises lower temperatures to 0.01 by itself and refuses higher ones
+FIRST = -1  # vLLM's priority of what is scored; samples have 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class VLLMEngine:
         all_config = vllm.EngineArgs(**arguments).create_engine_config()
         config = all_config.model_config
         self._fixed = why_fixed(config) if self._on_cpu else None
+        self.takes_weights_midway = self._fixed is None
         if empty and self._fixed:
             raise RestartNeeded(self._fixed)
         self._grouped = torch.distributed.is_initialized()
@@ -184,7 +186,9 @@ class VLLMEngine:
             self._check_tokens(f"sequence {place}", sequence)
             if len(sequence) >= self.max_model_len:
                 raise ValueError(f"sequence {place} of {len(sequence)} tokens: max_model_len is {self.max_model_len}")
-        waiting = {self._enter(sequence, params): place for place, sequence in enumerate(tokens)}
+        if self._requests:  # they may fill every slot for long: back into the queue, of which scores come first
+            self._engine.reset_prefix_cache(reset_running_requests=True)
+        waiting = {self._enter(sequence, params, FIRST): place for place, sequence in enumerate(tokens)}
         scores: list[list[float]] = [[] for _ in tokens]
         while waiting:
             for output in self._engine.step():
@@ -269,10 +273,10 @@ class VLLMEngine:
     def _add(self, request: _Request, prompt: Sequence[int], params: Any) -> None:
         self._requests[self._enter(prompt, params)] = request
 
-    def _enter(self, prompt: Sequence[int], params: Any) -> str:
-        number = str(next(self._numbers))
+    def _enter(self, prompt: Sequence[int], params: Any, priority: int = 0) -> str:
+        number, tokens = str(next(self._numbers)), {"type": "token", "prompt_token_ids": list(prompt)}
         try:
-            self._engine.add_request(number, {"type": "token", "prompt_token_ids": list(prompt)}, params)
+            self._engine.add_request(number, tokens, params, priority=priority)
         except self._vllm.exceptions.VLLMClientError as error:
             raise ValueError(str(error)) from error
         return number

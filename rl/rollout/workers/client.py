@@ -11,7 +11,17 @@ from urllib.parse import urlencode, urlsplit
 from pydantic import ValidationError
 
 from rl.rollout.types import Sample
-from rl.rollout.workers.wire import Begin, Bucket, Finish, Generate, Health, Request, Settings, decode_sample
+from rl.rollout.workers.wire import (
+    Begin,
+    Bucket,
+    Finish,
+    Finished,
+    Generate,
+    Health,
+    Request,
+    Settings,
+    decode_sample,
+)  # fmt: skip
 
 REQUESTS_PER_CALL = 256
 
@@ -46,10 +56,13 @@ class WorkerClient:
     def health(self, timeout_s: float | None = None) -> Health:
         return self._living(self._call("GET", "/health", None, timeout_s or self.deadline_s))
 
-    def generate(self, requests: Sequence[Request], settings: Settings, version: int | None) -> None:
+    def generate(
+        self, requests: Sequence[Request], settings: Settings, version: int | None, or_newer: bool = False
+    ) -> None:
         for start in range(0, len(requests), REQUESTS_PER_CALL):
             part = list(requests[start : start + REQUESTS_PER_CALL])
-            self._post("/generate", Generate(requests=part, params=settings, version=version).model_dump(mode="json"))
+            message = Generate(requests=part, params=settings, version=version, or_newer=or_newer)
+            self._post("/generate", message.model_dump(mode="json"))
 
     def results(
         self, keys: Sequence[str], forget: Sequence[str], wait_s: float
@@ -77,13 +90,16 @@ class WorkerClient:
             fields = note.model_dump(mode="json", exclude_none=True)
             self._read("POST", f"/update_weights/bucket?{urlencode(fields)}", body, self.deadline_s)
 
-    def finish(self, message: Finish) -> int:
-        """The version that the worker has now. Large weights take their time: while there is life, it is waited for."""
+    def finish(self, message: Finish) -> Finished:
+        """Large weights take their time: while there is life, it is waited for."""
         while True:
             try:
-                return int(self._post("/update_weights/finish", message.model_dump(mode="json"))["version"])
+                reply = self._post("/update_weights/finish", message.model_dump(mode="json"))
+                return Finished.model_validate(reply)
             except Late:
                 self.health()  # raises Unreachable if that was the reason
+            except ValidationError:
+                raise Unreachable("the reply is not a worker's") from None
 
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
         scores: list[list[float]] = self._post("/score", {"tokens": [list(t) for t in tokens]})["logprobs"]

@@ -36,6 +36,7 @@ class Worker:
     reason: str = "not asked yet"  # why it is not up
     restarts: int = 0  # since it last took an update
     given_up: bool = False
+    scores: list[float] = field(default_factory=list)  # of the probe, under the weights that it took last
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Fleet:
     def __init__(self, workers: Sequence[Worker], spool: Spool, probe: Probe, settings: FleetSettings):
         self.workers, self.spool, self.probe, self.settings = list(workers), spool, probe, settings
         self.version: int | None = None
+        self.in_flight = False  # whether weights enter running requests
         self.error: str | None = None
         self.restarts = 0
         self._expected: list[float] | None = None  # the trainer's log-probabilities of the probe
@@ -82,19 +84,20 @@ class Fleet:
 
     # ---- weights --------------------------------------------------------------------------------------
 
-    def update(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> Sync:
+    def update(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, *, in_flight: bool = False) -> Sync:
         """Sends weights to every worker that is up. The others get them before they are up again.
 
+        in_flight: without waiting for what they are sampling.
         RuntimeError: a worker refused them, or there is no worker and never will be.
         """
         start = time.perf_counter()
         with self._lock:
-            self.version, self._expected = version, None
+            self.version, self.in_flight, self._expected = version, in_flight, None
             up = [w.client for w in self.workers if w.up]
             sending = self._transmission(up, self.settings.transport)
             for bucket in self.spool.write(named_tensors):
                 sending.send(bucket)
-            acknowledged = sending.finish()
+            acknowledged = self._finish(sending)
             for worker in self.workers:
                 if worker.client in acknowledged:
                     worker.restarts = 0
@@ -109,19 +112,19 @@ class Fleet:
         """Compares the probe of every worker that is up with the trainer's; the largest difference, if there is one."""
         with self._lock:
             self._expected = expected
-            gaps = []
-            for worker in self.workers:
-                if worker.up:
-                    try:
-                        gaps.append(self._gap(worker))
-                    except (Unreachable, Refusal) as error:
-                        worker.up, worker.reason = False, str(error)
-            return max(gaps, default=None)
+            return max((self._gap(worker) for worker in self.workers if worker.up), default=None)
 
     def _gap(self, worker: Worker) -> float:
         assert self._expected is not None and self.version is not None
-        scores = worker.client.score([self.probe.tokens])[0]
-        return check_probe(self._expected, scores, self.probe.tolerance, self.version)
+        return check_probe(self._expected, worker.scores, self.probe.tolerance, self.version)
+
+    def _finish(self, sending: Transmission) -> list[WorkerClient]:
+        """The workers that took the weights, and scored the probe with them before they went on."""
+        acknowledged = sending.finish(in_flight=self.in_flight, probe=[self.probe.tokens])
+        for worker in self.workers:
+            if worker.client in acknowledged:
+                (worker.scores,) = sending.scores[worker.client.url]
+        return acknowledged
 
     def _transmission(self, clients: list[WorkerClient], transport: Transport) -> Transmission:
         assert self.version is not None
@@ -232,7 +235,7 @@ class Fleet:
             sending = self._transmission([worker.client], "files" if self.settings.transport == "files" else "http")
             for bucket in self.spool.buckets:
                 sending.send(bucket)
-            if not sending.finish():
+            if not self._finish(sending):
                 raise Unreachable(sending.lost[worker.client.url])
             if self._expected is not None:
                 self._gap(worker)

@@ -51,8 +51,8 @@ class EngineLoop:
 
     remake: starts another engine with new weights (as `update_weights` gets them), for one that says RestartNeeded.
 
-    A command that needs an idle engine waits for the requests before it and holds up those after it. If the engine
-    itself fails the thread ends, `fault` says why, and the process is of no more use.
+    A command that needs an idle engine waits for the requests before it and holds up those after it, but loses none.
+    If the engine itself fails the thread ends, `fault` says why, and the process is of no more use.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class EngineLoop:
         """Takes requests on; returns how many were new. Those that the engine refuses come back with the results."""
         with self._changed:
             self._healthy()
-            if message.version is not None and message.version != self.engine.version:
+            if not message.may_use(self.engine.version):
                 raise Conflict(f"version {message.version} was asked for, this worker has {self.engine.version}")
             new = [r for r in {r.key: r for r in message.requests}.values() if r.key not in self._held]
             if len(self._held) + len(new) > MOST_HELD:
@@ -117,7 +117,7 @@ class EngineLoop:
             params = message.params.params()
 
             def submit() -> None:
-                if message.version not in (None, self.engine.version):  # an update came between
+                if not message.may_use(self.engine.version):  # an update came between
                     return self._drop(mine)
                 for request in new:
                     if self._held.get(request.key) is not mine[request.key]:
@@ -166,11 +166,20 @@ class EngineLoop:
             self._changed.notify_all()
             return len(chosen)
 
-    def update(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, in_flight: bool) -> None:
-        """Gives the engine new weights. If it breaks off between two tensors, no weights are right any more: a fault
-        that lasts until a whole update went through."""
+    def update(
+        self,
+        named_tensors: Iterable[tuple[str, Tensor]],
+        version: int,
+        in_flight: bool,
+        probe: Sequence[Sequence[int]] = (),
+    ) -> list[list[float]]:
+        """Gives the engine new weights, and scores the probe with them before anything is sampled.
 
-        def run() -> None:
+        in_flight: without waiting for running requests, where the engine can. If it breaks off between two tensors, no
+        weights are right any more: a fault that lasts until a whole update went through.
+        """
+
+        def run() -> list[list[float]]:
             begun = False
 
             def watched() -> Iterator[tuple[str, Tensor]]:
@@ -186,22 +195,25 @@ class EngineLoop:
                 except RestartNeeded:
                     if self.remake is None or begun:
                         raise
+                    begun = True  # requests wait in the queue for the engine that comes
                     self.engine.close()
-                    self.broken = "the engine is being started anew"
                     self._beat = time.monotonic() + START_S
                     self.engine = self.remake(watched(), version)
             except Exception as error:
                 if begun:
-                    self.broken = f"the weights of version {version} are in part: {_short(error)}"
+                    self.broken = f"the update to version {version} broke off: {_short(error)}"
                 raise
             finally:
                 self._beat = time.monotonic()
             self.broken = None
+            return self.engine.score(probe) if probe else []
 
-        self._ask(run, when_idle=not in_flight)
+        scores: list[list[float]] = self._ask(run, when_idle=not (in_flight and self.engine.takes_weights_midway))
+        return scores
 
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
-        scores: list[list[float]] = self._ask(lambda: self.engine.score(tokens), when_idle=True)
+        midway = self.engine.takes_weights_midway
+        scores: list[list[float]] = self._ask(lambda: self.engine.score(tokens), when_idle=not midway)
         return scores
 
     # ---- the thread -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from rl.rollout.workers.buckets import (
 )  # fmt: skip
 from rl.rollout.workers.collective import Broadcast
 from rl.rollout.workers.loop import Conflict, EngineLoop
-from rl.rollout.workers.wire import Begin, Bucket, Finish
+from rl.rollout.workers.wire import Begin, Bucket, Finish, Finished
 
 
 def shared_folder() -> Path:
@@ -80,28 +80,30 @@ class Updates:
     def __init__(self, loop: EngineLoop, folder: Path):
         self.loop, self.folder = loop, folder
         self._current: Update | None = None
+        self._finished: Finished | None = None  # the last one, if nothing was begun after it
         self._lock = threading.Lock()
 
     def begin(self, message: Begin) -> None:
         """A new update takes the place of one that was never finished."""
         with self._lock:
-            self._current = None
+            self._current = self._finished = None
             self._current = Update(message, self.folder)
 
     def bucket(self, note: Bucket, body: bytes | None) -> None:
         with self._lock:
             self._under_way().add(note, body)
 
-    def finish(self, message: Finish) -> int:
-        """Hands the weights to the engine; returns the version that it then has."""
+    def finish(self, message: Finish) -> Finished:
+        """Hands the weights to the engine."""
         with self._lock:
-            if self._current is None and self.loop.engine.version == message.version:
-                return message.version  # asked again, as the reply was lost
+            if self._finished is not None and self._finished.version == message.version:
+                return self._finished  # asked again, as the reply was lost
             update = self._under_way()
             update.check(message)
             self._current = None  # whatever becomes of it, it is not finished twice
-            self.loop.update(update.tensors(), update.version, message.in_flight)
-            return self.loop.engine.version
+            scores = self.loop.update(update.tensors(), update.version, message.in_flight, message.probe)
+            self._finished = Finished(version=self.loop.engine.version, logprobs=scores)
+            return self._finished
 
     def _under_way(self) -> Update:
         if self._current is None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rl.policy.export import exhaust
 from rl.rollout.types import Sample, SamplingParams, streams_of
 from rl.rollout.workers.client import Refusal, Unreachable, WorkerClient
 from rl.rollout.workers.dispatch import Dispatch
@@ -30,6 +31,8 @@ class WorkerSampler:
     share: calls `gather(value)` over the trainer's processes; the values by rank.
     in_flight: samples that a worker is asked for at a time, by this process.
     wait_s: how long to go on without any worker.
+    takes_weights_midway: whether `update_weights` may be called, by another thread, while samples are drawn. A worker
+        then draws with the weights that this process knew of when it asked, or with newer ones.
     """
 
     def __init__(
@@ -41,10 +44,13 @@ class WorkerSampler:
         share: Callable[[Any], list[Any]] = lambda value: [value],
         in_flight: int = 256,
         wait_s: float = 600.0,
+        takes_weights_midway: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ):
         self.clients, self.fleet = list(clients), fleet
         self.version = -1  # nothing has been sent yet
+        self.coming: int | None = None  # a version that some workers may have already
+        self.takes_weights_midway = takes_weights_midway
         self.progress = progress  # called with (completions done, completions asked for)
         self.sync = Sync()
         self.stale: dict[str, list[str]] = {}  # what a lost worker need not go on with, should it come back
@@ -56,14 +62,21 @@ class WorkerSampler:
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Called on every process, with the same stream of weights: gathering them may need all. RuntimeError on all of
         them if a worker refuses the weights, or the probe shows that it does not use them."""
+        self.coming = version if self.takes_weights_midway else None
+        try:
+            self._update(named_tensors, version)
+            self.version = version
+        finally:
+            self.coming = None
+
+    def _update(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         error: Exception | None = None
         if self.fleet is not None:
             try:
-                self.sync = self.fleet.update(named_tensors, version)
+                self.sync = self.fleet.update(named_tensors, version, in_flight=self.takes_weights_midway)
             except Exception as reason:  # the other processes wait for news below
                 error = reason
-        for _ in named_tensors:  # what is left of the stream: its other half runs on the other processes
-            pass
+        exhaust(named_tensors)  # what is left of the stream: its other half runs on the other processes
         expected = self.probe()
         if self.fleet is not None and error is None:
             try:
@@ -76,7 +89,10 @@ class WorkerSampler:
             raise error
         if told:
             raise RuntimeError(f"the first process could not update the rollout workers: {told}")
-        self.version = version
+
+    def accepts(self, version: int) -> bool:
+        """Whether a worker with these weights may be asked for samples. Others that are newer may be another run's."""
+        return version in (self.version, self.coming)
 
     def close(self) -> None:
         if self.fleet is not None:
@@ -203,7 +219,7 @@ class _Rollout:
             reason: str | None = str(error)
         else:
             reason = health.fault
-            if reason is None and health.version != self.sampler.version:
+            if reason is None and not self.sampler.accepts(health.version):
                 reason = f"it has version {health.version}, not {self.sampler.version}"
         with self.changed:
             if reason is None:
@@ -219,7 +235,7 @@ class _Rollout:
             unsent = self.dispatch.unsent(url)
             self.dispatch.was_sent(url, unsent)  # before they are: a request that may have arrived counts as sent
         if unsent:
-            client.generate(unsent, self.settings, self.sampler.version)
+            client.generate(unsent, self.settings, self.sampler.version, self.sampler.takes_weights_midway)
         sent = self.dispatch.sent(url)
         if not sent:
             with self.changed:

@@ -146,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
         return {"index": note.index}
 
     def _finish(self) -> dict[str, Any]:
-        return {"version": self.server.updates.finish(self._json(Finish))}
+        return self.server.updates.finish(self._json(Finish)).model_dump()
 
     def _score(self) -> dict[str, Any]:
         message = self._json(Score)

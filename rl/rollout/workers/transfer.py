@@ -98,6 +98,7 @@ class Transmission:
         self.version, self.transport = version, transport
         self.live = list(clients)
         self.lost: dict[str, str] = {}
+        self.scores: dict[str, list[list[float]]] = {}  # of the probe, by those that acknowledged
         self.bytes = 0
         self._checksums: list[str] = []
         self._threads = ThreadPoolExecutor(max(1, len(self.live)), thread_name_prefix="weights")
@@ -136,14 +137,27 @@ class Transmission:
 
         self._each(twice)
 
-    def finish(self) -> list[WorkerClient]:
-        """The workers that have acknowledged the version, whose weights are now the new ones."""
-        message = Finish(version=self.version, buckets=len(self._checksums), checksum=total_checksum(self._checksums))
+    def finish(self, *, in_flight: bool = False, probe: Sequence[Sequence[int]] = ()) -> list[WorkerClient]:
+        """The workers that have acknowledged the version, whose weights are now the new ones.
+
+        in_flight: they need not wait for the end of what they are sampling. probe: what each scores with the weights.
+        """
+        message = Finish(
+            version=self.version,
+            buckets=len(self._checksums),
+            checksum=total_checksum(self._checksums),
+            in_flight=in_flight,
+            probe=[list(tokens) for tokens in probe],
+        )
 
         def acknowledged(client: WorkerClient) -> None:
-            version = client.finish(message)
-            if version != self.version:
-                raise Unreachable(f"it acknowledged version {version}, not {self.version}")
+            reply = client.finish(message)
+            if reply.version != self.version or len(reply.logprobs) != len(message.probe):
+                raise Unreachable(
+                    f"it acknowledged version {reply.version} with {len(reply.logprobs)} scores of the probe, not "
+                    f"{self.version} with {len(message.probe)}"
+                )
+            self.scores[client.url] = reply.logprobs
 
         self._each(acknowledged)
         self._threads.shutdown()

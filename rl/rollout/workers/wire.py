@@ -48,17 +48,23 @@ class Settings(Message):
 
 
 class Generate(Message):
-    """`version`: of the weights to sample with; a worker that has others refuses."""
+    """`version`: of the weights to sample with; a worker that has others refuses. or_newer: only one that has older
+    ones, as updates may enter running requests."""
 
     requests: list[Request] = Field(min_length=1, max_length=65536)
     params: Settings
     version: Version | None = None
+    or_newer: bool = False
 
     @field_validator("params")
     @classmethod
     def _possible(cls, settings: Settings) -> Settings:
         settings.params()  # raises ValueError
         return settings
+
+    def may_use(self, version: int) -> bool:
+        """Whether weights of this version are what was asked for."""
+        return self.version is None or version == self.version or (self.or_newer and version > self.version)
 
 
 class Results(Message):
@@ -102,12 +108,14 @@ class Bucket(Message):
 
 
 class Finish(Message):
-    """`checksum`: of the buckets' checksums, in order. in_flight: without waiting for running requests."""
+    """`checksum`: of the buckets' checksums, in order. in_flight: without waiting for running requests, where the
+    engine can. probe: to be scored with the new weights, before anything else."""
 
     version: Version
     buckets: int = Field(ge=0)
     checksum: Checksum
     in_flight: bool = False
+    probe: list[Tokens] = Field(default_factory=list, max_length=1024)
 
 
 class Score(Message):
@@ -116,6 +124,15 @@ class Score(Message):
 
 class Nothing(Message):
     pass
+
+
+class Finished(BaseModel):
+    """The answer to `Finish`: the version that the worker has, and the probe's log-probabilities under it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    version: int
+    logprobs: list[list[float]] = Field(default_factory=list)
 
 
 class Health(BaseModel):
