@@ -10,11 +10,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rl.recipe import GRPORecipe
+from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError
 from rl.recipe_workers import WorkersSpec
 
 
-def check_rollout(recipe: GRPORecipe) -> list[str]:
+def check_rollout(recipe: GRPORecipe | GKDRecipe) -> list[str]:
     """Raises RecipeError for what cannot run here; returns warnings."""
     rollout = recipe.rollout
     workers = rollout.workers
@@ -22,12 +23,43 @@ def check_rollout(recipe: GRPORecipe) -> list[str]:
         raise RecipeError(
             "rollout.draft_tokens: vLLM drafts by settings of its own (workers.options.speculative_config); set it to 0"
         )
-    warnings = []
+    if rollout.engine == "vllm":
+        check_temperature("rollout.temperature", rollout.temperature)
+    warnings = _check_evaluation(recipe)
     here = rollout.mode == "colocate" or (workers is not None and bool(workers.count) and workers.python is None)
     if rollout.engine == "vllm" and here and find_spec("vllm") is None:
         other = "" if rollout.mode == "colocate" else ", or name the interpreter of one: rollout.workers.python"
         warnings.append(f"rollout.engine: vLLM is not installed here; run in an environment that has it{other}")
     return warnings + (_check_workers(workers) if workers is not None and rollout.mode == "server" else [])
+
+
+def check_temperature(field: str, temperature: float) -> None:
+    """Of sampling by vLLM."""
+    from rl.rollout.vllm_engine import COLDEST, HOTTEST
+
+    if temperature and not COLDEST <= temperature <= HOTTEST:
+        raise RecipeError(f"{field}: vLLM samples at temperatures of {COLDEST} to {HOTTEST} or 0, not {temperature}")
+
+
+def _check_evaluation(recipe: GRPORecipe | GKDRecipe) -> list[str]:
+    """What the run's own sampler, which evaluates too, makes of `evaluate`."""
+    spec, rollout = recipe.evaluate, recipe.rollout
+    if spec is None or rollout.mode == "inprocess":
+        return []
+    limit = rollout.workers.options.get("max_model_len") if rollout.workers else None
+    if rollout.engine == "vllm":
+        check_temperature("evaluate.temperature", spec.temperature)
+        if isinstance(limit, int) and 0 < limit <= spec.max_tokens:
+            raise RecipeError(
+                f"evaluate.max_tokens: {spec.max_tokens} tokens and a prompt do not fit into "
+                f"rollout.workers.options.max_model_len ({limit})"
+            )
+    return [
+        f"evaluate.{name} means nothing with rollout.mode: {rollout.mode}, where the run's own sampler evaluates: the "
+        "settings of `rollout` hold"
+        for name in ("max_slots", "draft_tokens")
+        if name in spec.model_fields_set
+    ]
 
 
 def _check_workers(spec: WorkersSpec) -> list[str]:
@@ -56,9 +88,11 @@ def _check_workers(spec: WorkersSpec) -> list[str]:
     return warnings
 
 
-def rollout_table(recipe: GRPORecipe) -> list[str]:
+def rollout_table(recipe: GRPORecipe | GKDRecipe) -> list[str]:
     rollout = recipe.rollout
     lines = [f"engine                    {rollout.engine}, {rollout.mode}"]
+    if recipe.evaluate is not None and rollout.mode != "inprocess":
+        lines[0] += "; evaluates too"
     spec = rollout.workers
     if rollout.mode != "server" or spec is None:
         return lines

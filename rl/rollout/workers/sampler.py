@@ -25,7 +25,9 @@ RETRY_S = 0.25  # between two looks at a worker that is not ready
 
 
 class WorkerSampler:
-    """clients: of all workers. fleet: on the first process, None on the others.
+    """Several threads may sample at the same time, each with its own call of `generate` or `stream`.
+
+    clients: of all workers. fleet: on the first process, None on the others.
     probe: the trainer's log-probabilities of the fleet's probe under its current weights; called on every process.
     share: calls `gather(value)` over the trainer's processes; the values by rank.
     in_flight: samples that a worker is asked for at a time, by this process.
@@ -47,7 +49,8 @@ class WorkerSampler:
         self.version = -1  # nothing has been sent yet
         self.progress = progress  # called with (completions done, completions asked for)
         self.sync = Sync()
-        self.stale: dict[str, list[str]] = {}  # what a lost worker need not go on with, should it come back
+        # What a lost worker need not go on with, should it come back: keys of calls that have ended, by its URL.
+        self.stale: dict[str, list[str]] = {}
         self.moved = 0  # prompts that were taken from lost workers, over all calls
         self.probe, self.share, self.in_flight, self.wait_s = probe, share, in_flight, wait_s
 
@@ -130,6 +133,7 @@ class _Rollout:
         self.dispatch = Dispatch(requests, sampler.in_flight // settings.n)
         self.ready: set[str] = set()
         self.reasons: dict[str, str] = {}  # why a worker is not ready
+        self.stale: dict[str, list[str]] = {}  # as the sampler's, of this call
         self.error: Exception | None = None
         self.left = False
         self.changed = threading.Condition()
@@ -163,6 +167,8 @@ class _Rollout:
         """Nobody waits for the rest."""
         with self.changed:
             self.left = True
+            for url, keys in self.stale.items():
+                self.sampler.stale.setdefault(url, []).extend(keys)
             self.changed.notify_all()
 
     def _in_parallel(self, look: Callable[[WorkerClient], None]) -> None:
@@ -197,8 +203,10 @@ class _Rollout:
         """Whether the worker can take prompts: it answers, and has the weights that we want."""
         try:
             health = client.health()
-            if self.sampler.stale.get(client.url):
-                client.abort(self.sampler.stale.pop(client.url))
+            with self.changed:  # of other calls only what has ended: they may have asked this worker anew
+                stale = self.stale.pop(client.url, []) + self.sampler.stale.pop(client.url, [])
+            if stale:
+                client.abort(stale)
         except (Unreachable, Refusal) as error:
             reason: str | None = str(error)
         else:
@@ -243,7 +251,8 @@ class _Rollout:
             self.reasons[client.url] = reason
             if not self.ready:
                 self.alone_since = time.monotonic()
-            self.sampler.stale.setdefault(client.url, []).extend(self.dispatch.give_back(client.url))
+            stale = self.sampler.stale if self.left else self.stale
+            stale.setdefault(client.url, []).extend(self.dispatch.give_back(client.url))
             self.changed.notify_all()
 
     def _tidy(self, client: WorkerClient, forget: Sequence[str]) -> None:
