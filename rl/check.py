@@ -156,14 +156,14 @@ def _check_experts(recipe: Any, made: list[str]) -> None:
 
 
 def _check_distillation(recipe: DistillRecipe, made: list[str]) -> list[str]:
-    from rl.distill.check import TRACE_COLUMNS, check_settings, check_source
+    from rl.distill.check import TRACE_COLUMNS, check_settings, check_source, check_teacher
 
     warnings: list[str] = []
     columns = _check_data("data", recipe.data, made) if recipe.data is not None else list(TRACE_COLUMNS)
     if recipe.traces is not None and recipe.traces.path not in made:
         warnings += check_source(recipe.traces)
     if isinstance(recipe.teacher, LocalTeacher):
-        warnings += check_model("teacher.model", recipe.teacher.model, made)
+        warnings += check_teacher(recipe.teacher, made)
     check_rewards("rewards", recipe.rewards, columns)
     warnings += check_settings(recipe)
     _check_writable(recipe.output_dir)

@@ -1,4 +1,4 @@
-"""Checks of `rollout`'s engine, mode and workers before a run, and what `rl check` prints of them."""
+"""Checks of `rollout`'s engine, mode and workers before a run, and of a teacher's; what `rl check` prints of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from rl.recipe import GRPORecipe
 from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError
-from rl.recipe_workers import WorkersSpec
+from rl.recipe_workers import Engine, WorkersSpec
 
 
 def check_rollout(recipe: GRPORecipe | GKDRecipe) -> list[str]:
@@ -26,11 +26,11 @@ def check_rollout(recipe: GRPORecipe | GKDRecipe) -> list[str]:
     if rollout.engine == "vllm":
         check_temperature("rollout.temperature", rollout.temperature)
     warnings = _check_evaluation(recipe)
-    here = rollout.mode == "colocate" or (workers is not None and bool(workers.count) and workers.python is None)
-    if rollout.engine == "vllm" and here and find_spec("vllm") is None:
-        other = "" if rollout.mode == "colocate" else ", or name the interpreter of one: rollout.workers.python"
-        warnings.append(f"rollout.engine: vLLM is not installed here; run in an environment that has it{other}")
-    return warnings + (_check_workers(workers) if workers is not None and rollout.mode == "server" else [])
+    if rollout.mode == "colocate" and find_spec("vllm") is None:
+        warnings.append("rollout.engine: vLLM is not installed here; run in an environment that has it")
+    if rollout.mode == "server" and workers is not None:
+        warnings += check_workers("rollout", rollout.engine, workers)
+    return warnings
 
 
 def check_temperature(field: str, temperature: float) -> None:
@@ -62,27 +62,33 @@ def _check_evaluation(recipe: GRPORecipe | GKDRecipe) -> list[str]:
     ]
 
 
-def _check_workers(spec: WorkersSpec) -> list[str]:
+def check_workers(field: str, engine: Engine, spec: WorkersSpec) -> list[str]:
+    """field: whose workers they are."""
     warnings = []
+    if engine == "vllm" and spec.count and spec.python is None and find_spec("vllm") is None:
+        warnings.append(
+            f"{field}.engine: vLLM is not installed here; run in an environment that has it, or name the interpreter "
+            f"of one: {field}.workers.python"
+        )
     if spec.secret_file is not None:
         from rl.rollout.workers.command import read_secret
 
         try:
             read_secret(Path(spec.secret_file).expanduser())
         except (OSError, ValueError) as error:
-            raise RecipeError(f"rollout.workers.secret_file: {error}") from error
+            raise RecipeError(f"{field}.workers.secret_file: {error}") from error
     if spec.python is not None and shutil.which(os.path.expanduser(spec.python)) is None:
-        raise RecipeError(f"rollout.workers.python: {spec.python} is not an interpreter that can be run")
+        raise RecipeError(f"{field}.workers.python: {spec.python} is not an interpreter that can be run")
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if spec.count and world > local and _loopback(spec.host):
         raise RecipeError(
-            "rollout.workers.host: the trainer runs on several hosts, and workers at a loopback address are reached "
+            f"{field}.workers.host: the trainer runs on several hosts, and workers at a loopback address are reached "
             "from the first alone; give the first host's address in a network that you trust"
         )
     beyond = [url for url in spec.urls if url.startswith("http://") and not _loopback(urlsplit(url).hostname or "")]
     if beyond or not _loopback(spec.host):
         warnings.append(
-            "rollout.workers: secret, prompts and weights travel unencrypted beyond this host; only in a network that "
+            f"{field}.workers: secret, prompts and weights travel unencrypted beyond this host; only in a network that "
             "you trust, or through a tunnel"
         )
     return warnings
@@ -97,14 +103,18 @@ def rollout_table(recipe: GRPORecipe | GKDRecipe) -> list[str]:
     if rollout.mode != "server" or spec is None:
         return lines
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    source = f"{spec.count} started at {spec.host}" if spec.count else ", ".join(spec.urls)
     return [
         *lines,
-        f"workers                   {source}, shared by {world} process(es)",
+        f"workers                   {source(spec)}, shared by {world} process(es)",
         f"weights                   {spec.chosen_transport}, in pieces of {spec.bucket_mb} MiB",
         f"lost after                {spec.deadline_s:g} s of silence"
         + (f", then started again, at most {spec.max_restarts} times" if spec.count else ", until it answers again"),
     ]
+
+
+def source(spec: WorkersSpec) -> str:
+    """Where workers come from."""
+    return f"{spec.count} started at {spec.host}" if spec.count else ", ".join(spec.urls)
 
 
 def _loopback(host: str) -> bool:

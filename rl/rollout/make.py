@@ -19,10 +19,8 @@ from rl.recipe_workers import WorkersSpec
 from rl.rollout.local import LocalSampler
 from rl.rollout.probe import probe_tokens
 from rl.rollout.sync import Sync, probe_logprobs
-from rl.rollout.workers.client import WorkerClient
-from rl.rollout.workers.command import read_secret
-from rl.rollout.workers.fleet import Fleet, FleetSettings, Probe, Worker
-from rl.rollout.workers.launch import WorkerProcess, write_secret
+from rl.rollout.workers.fleet import Fleet, FleetSettings, Probe
+from rl.rollout.workers.opening import open_fleet, workers_of
 from rl.rollout.workers.receiving import shared_folder
 from rl.rollout.workers.sampler import WorkerSampler
 from rl.rollout.workers.transfer import Spool
@@ -94,74 +92,36 @@ def _served(
 ) -> WorkerSampler:
     spec = recipe.rollout.workers
     assert spec is not None
-    fleet, secret, error = None, "", None
     if spec.count:
         _starting_model(recipe, backend, tokenizer, run)
-    if backend.rank == 0:
-        try:
-            secret = _secret(spec, run)
-            fleet = _fleet(recipe, spec, options, backend, run, secret, probe)
-            fleet.start()
-        except (RuntimeError, ValueError, OSError) as reason:
-            error = str(reason)
-    urls = [worker.client.url for worker in fleet.workers] if fleet else []
-    urls, secret, error = backend.gather((urls, secret, error))[0]
-    if error is not None:
-        raise RecipeError(f"rollout.workers: {error}")
+    folder = run.folder / "workers"
+
+    def fleet(secret: str) -> Fleet:
+        spool = Spool(spool_folder(spec.folder, run.folder, backend.weight_bytes), spec.bucket_mb << 20)
+        model = str(_model_folder(recipe, run))
+        workers = workers_of(
+            spec, secret, folder,
+            engine=recipe.rollout.engine, model=model, options=options, bucket_folder=spool.folder,
+        )  # fmt: skip
+        settings = FleetSettings(
+            transport=spec.chosen_transport,
+            start_timeout_s=spec.start_timeout_s,
+            max_restarts=spec.max_restarts,
+            collective_host=spec.collective_host,
+            collective_backend=spec.collective,
+            say=run.progress.line,
+        )
+        return Fleet(workers, spool, probe, settings)
+
+    clients, made = open_fleet(spec, "rollout.workers", folder, fleet, rank=backend.rank, gather=backend.gather)
     return WorkerSampler(
-        [WorkerClient(url, secret, spec.deadline_s) for url in urls],
-        fleet,
+        clients,
+        made,
         probe=lambda: probe_logprobs(policy, probe.tokens),
         share=backend.gather,
         in_flight=spec.in_flight,
         wait_s=spec.start_timeout_s,
     )
-
-
-def _fleet(
-    recipe: Sampling,
-    spec: WorkersSpec,
-    options: dict[str, Any],
-    backend: Backend,
-    run: Run,
-    secret: str,
-    probe: Probe,
-) -> Fleet:
-    spool = Spool(spool_folder(spec.folder, run.folder, backend.weight_bytes), spec.bucket_mb << 20)
-    if spec.urls:
-        workers = [Worker(WorkerClient(url, secret, spec.deadline_s)) for url in spec.urls]
-    else:
-        workers = [_started(recipe, spec, options, run, number, spool, secret) for number in range(spec.count or 0)]
-    settings = FleetSettings(
-        transport=spec.chosen_transport,
-        start_timeout_s=spec.start_timeout_s,
-        max_restarts=spec.max_restarts,
-        collective_host=spec.collective_host,
-        collective_backend=spec.collective,
-        say=run.progress.line,
-    )
-    return Fleet(workers, spool, probe, settings)
-
-
-def _started(
-    recipe: Sampling, spec: WorkersSpec, options: dict[str, Any], run: Run, number: int, spool: Spool, secret: str
-) -> Worker:
-    folder = run.folder / "workers"
-    process = WorkerProcess(
-        number,
-        folder,
-        engine=recipe.rollout.engine,
-        model=str(_model_folder(recipe, run)),
-        secret_file=Path(spec.secret_file).expanduser() if spec.secret_file else folder / "secret",
-        host=spec.host,
-        port=spec.ports[number] if spec.ports else 0,
-        bucket_folder=spool.folder,
-        python=spec.python,
-        env=spec.env_of(number),
-        cores=spec.cores[number] if spec.cores else None,
-        options=options,
-    )
-    return Worker(WorkerClient(process.url, secret, spec.deadline_s), process)
 
 
 def _options(recipe: Sampling, record_routing: bool, evaluated: int) -> dict[str, Any]:
@@ -183,12 +143,6 @@ def _options(recipe: Sampling, record_routing: bool, evaluated: int) -> dict[str
         if recipe.threads is not None:
             options["threads"] = recipe.threads
     return {**options, **given}
-
-
-def _secret(spec: WorkersSpec, run: Run) -> str:
-    if spec.secret_file is not None:
-        return read_secret(Path(spec.secret_file).expanduser())
-    return write_secret(run.folder / "workers" / "secret")
 
 
 def _model_folder(recipe: Sampling, run: Run) -> Path:

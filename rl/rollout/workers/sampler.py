@@ -19,7 +19,7 @@ from rl.rollout.types import Sample, SamplingParams, streams_of
 from rl.rollout.workers.client import Refusal, Unreachable, WorkerClient
 from rl.rollout.workers.dispatch import Dispatch
 from rl.rollout.workers.fleet import Fleet, Sync
-from rl.rollout.workers.wire import Request, Settings, settings_of
+from rl.rollout.workers.wire import AS_LOADED, Request, Settings, settings_of
 
 RETRY_S = 0.25  # between two looks at a worker that is not ready
 
@@ -29,6 +29,7 @@ class WorkerSampler:
 
     clients: of all workers. fleet: on the first process, None on the others.
     probe: the trainer's log-probabilities of the fleet's probe under its current weights; called on every process.
+        None: no trainer sends weights, and the workers sample with those that they loaded (a `FrozenFleet`).
     share: calls `gather(value)` over the trainer's processes; the values by rank.
     in_flight: samples that a worker is asked for at a time, by this process.
     wait_s: how long to go on without any worker.
@@ -39,14 +40,14 @@ class WorkerSampler:
         clients: Sequence[WorkerClient],
         fleet: Fleet | None,
         *,
-        probe: Callable[[], list[float]],
+        probe: Callable[[], list[float]] | None,
         share: Callable[[Any], list[Any]] = lambda value: [value],
         in_flight: int = 256,
         wait_s: float = 600.0,
         progress: Callable[[int, int], None] | None = None,
     ):
         self.clients, self.fleet = list(clients), fleet
-        self.version = -1  # nothing has been sent yet
+        self.version = AS_LOADED  # nothing has been sent yet
         self.progress = progress  # called with (completions done, completions asked for)
         self.sync = Sync()
         # What a lost worker need not go on with, should it come back: keys of calls that have ended, by its URL.
@@ -59,6 +60,8 @@ class WorkerSampler:
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Called on every process, with the same stream of weights: gathering them may need all. RuntimeError on all of
         them if a worker refuses the weights, or the probe shows that it does not use them."""
+        if self.probe is None:
+            raise RuntimeError("these workers keep the weights that they loaded")
         error: Exception | None = None
         if self.fleet is not None:
             try:
@@ -106,7 +109,7 @@ class WorkerSampler:
     ) -> Generator[list[tuple[int, list[Sample]]], None, None]:
         """`generate` bit by bit: (place of a prompt, its samples) as they arrive, and now and then nothing."""
         numbers = streams_of(prompts, streams)
-        if self.version < 0:
+        if self.version == AS_LOADED and self.probe is not None:
             raise RuntimeError("the rollout workers have no weights yet: call update_weights first")
         call = secrets.token_hex(8)  # so that no other call, process or run has the same keys
         requests = [
