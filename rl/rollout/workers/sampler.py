@@ -157,9 +157,9 @@ class _Rollout:
                 if self.error is None and len(self.dispatch.done) == len(given):
                     self._check_hope()
                     self.changed.wait(RETRY_S)
-                if self.error is not None:
-                    raise self.error
                 fresh = [key for key in self.dispatch.done if key not in given]
+                if self.error is not None and not fresh:  # what has arrived is given out first
+                    raise self.error
             given.update(fresh)
             if self.sampler.progress:
                 n = self.settings.n
