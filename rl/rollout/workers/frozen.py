@@ -26,8 +26,9 @@ class FrozenFleet(Fleet):
         self.watch()
 
     def _first_answer(self, worker: Worker) -> None:
+        if worker.process is None:
+            self._check(worker)  # before its requests are dropped: they may be another's
         super()._first_answer(worker)
-        self._check(worker)
 
     def _bring_up_to_date(self, worker: Worker) -> None:
         self._check(worker)
