@@ -56,7 +56,6 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
         columns = _check_data("data", recipe.data, made)
         check_rewards("rewards", recipe.rewards, columns)
         warnings += _check_batches(recipe) + check_ahead(recipe)
-        warnings += check_rollout(recipe)
         warnings += check_positions("model", recipe.model, recipe.rollout, made)
     if isinstance(recipe, GKDRecipe):
         from rl.check_gkd import check_distillation
@@ -65,6 +64,8 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
         if recipe.gkd.on_policy < 1:
             _check_reasoning(recipe.data, columns)
         warnings += check_distillation(recipe, made)
+    if isinstance(recipe, GRPORecipe | GKDRecipe):
+        warnings += check_rollout(recipe)
     if isinstance(recipe, SFTRecipe) and recipe.texts is not None and recipe.texts.path is not None:
         try:
             next(load_texts(recipe.texts))
@@ -155,14 +156,14 @@ def _check_experts(recipe: Any, made: list[str]) -> None:
 
 
 def _check_distillation(recipe: DistillRecipe, made: list[str]) -> list[str]:
-    from rl.distill.check import TRACE_COLUMNS, check_settings, check_source
+    from rl.distill.check import TRACE_COLUMNS, check_settings, check_source, check_teacher
 
     warnings: list[str] = []
     columns = _check_data("data", recipe.data, made) if recipe.data is not None else list(TRACE_COLUMNS)
     if recipe.traces is not None and recipe.traces.path not in made:
         warnings += check_source(recipe.traces)
     if isinstance(recipe.teacher, LocalTeacher):
-        warnings += check_model("teacher.model", recipe.teacher.model, made)
+        warnings += check_teacher(recipe.teacher, made)
     check_rewards("rewards", recipe.rewards, columns)
     warnings += check_settings(recipe)
     _check_writable(recipe.output_dir)
@@ -274,7 +275,7 @@ def check(recipe: Any) -> str:
         title = f" of stage {name}" if name else ""
         if isinstance(stage, TrainSpec):
             parts += [f"# batches{title}", *batch_table(stage), ""]
-        if isinstance(stage, GRPORecipe):
+        if isinstance(stage, GRPORecipe | GKDRecipe):
             parts += [f"# rollouts{title}", *rollout_table(stage), ""]
         if isinstance(stage, DistillRecipe):
             from rl.distill.check import sampling_table

@@ -1,4 +1,4 @@
-"""Checks of `rollout`'s engine, mode and workers before a run, and what `rl check` prints of them."""
+"""Checks of `rollout`'s engine, mode and workers before a run, and of a teacher's; what `rl check` prints of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rl.recipe import GRPORecipe
+from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError
-from rl.recipe_workers import WorkersSpec
+from rl.recipe_workers import Engine, WorkersSpec
 
 
-def check_rollout(recipe: GRPORecipe) -> list[str]:
+def check_rollout(recipe: GRPORecipe | GKDRecipe) -> list[str]:
     """Raises RecipeError for what cannot run here; returns warnings."""
     rollout = recipe.rollout
     workers = rollout.workers
@@ -22,55 +23,98 @@ def check_rollout(recipe: GRPORecipe) -> list[str]:
         raise RecipeError(
             "rollout.draft_tokens: vLLM drafts by settings of its own (workers.options.speculative_config); set it to 0"
         )
-    warnings = []
-    here = rollout.mode == "colocate" or (workers is not None and bool(workers.count) and workers.python is None)
-    if rollout.engine == "vllm" and here and find_spec("vllm") is None:
-        other = "" if rollout.mode == "colocate" else ", or name the interpreter of one: rollout.workers.python"
-        warnings.append(f"rollout.engine: vLLM is not installed here; run in an environment that has it{other}")
-    return warnings + (_check_workers(workers) if workers is not None and rollout.mode == "server" else [])
+    if rollout.engine == "vllm":
+        check_temperature("rollout.temperature", rollout.temperature)
+    warnings = _check_evaluation(recipe)
+    if rollout.mode == "colocate" and find_spec("vllm") is None:
+        warnings.append("rollout.engine: vLLM is not installed here; run in an environment that has it")
+    if rollout.mode == "server" and workers is not None:
+        warnings += check_workers("rollout", rollout.engine, workers)
+    return warnings
 
 
-def _check_workers(spec: WorkersSpec) -> list[str]:
+def check_temperature(field: str, temperature: float) -> None:
+    """Of sampling by vLLM."""
+    from rl.rollout.vllm_engine import COLDEST, HOTTEST
+
+    if temperature and not COLDEST <= temperature <= HOTTEST:
+        raise RecipeError(f"{field}: vLLM samples at temperatures of {COLDEST} to {HOTTEST} or 0, not {temperature}")
+
+
+def _check_evaluation(recipe: GRPORecipe | GKDRecipe) -> list[str]:
+    """What the run's own sampler, which evaluates too, makes of `evaluate`."""
+    spec, rollout = recipe.evaluate, recipe.rollout
+    if spec is None or rollout.mode == "inprocess":
+        return []
+    limit = rollout.workers.options.get("max_model_len") if rollout.workers else None
+    if rollout.engine == "vllm":
+        check_temperature("evaluate.temperature", spec.temperature)
+        if isinstance(limit, int) and 0 < limit <= spec.max_tokens:
+            raise RecipeError(
+                f"evaluate.max_tokens: {spec.max_tokens} tokens and a prompt do not fit into "
+                f"rollout.workers.options.max_model_len ({limit})"
+            )
+    return [
+        f"evaluate.{name} means nothing with rollout.mode: {rollout.mode}, where the run's own sampler evaluates: the "
+        "settings of `rollout` hold"
+        for name in ("max_slots", "draft_tokens")
+        if name in spec.model_fields_set
+    ]
+
+
+def check_workers(field: str, engine: Engine, spec: WorkersSpec) -> list[str]:
+    """field: whose workers they are."""
     warnings = []
+    if engine == "vllm" and spec.count and spec.python is None and find_spec("vllm") is None:
+        warnings.append(
+            f"{field}.engine: vLLM is not installed here; run in an environment that has it, or name the interpreter "
+            f"of one: {field}.workers.python"
+        )
     if spec.secret_file is not None:
         from rl.rollout.workers.command import read_secret
 
         try:
             read_secret(Path(spec.secret_file).expanduser())
         except (OSError, ValueError) as error:
-            raise RecipeError(f"rollout.workers.secret_file: {error}") from error
+            raise RecipeError(f"{field}.workers.secret_file: {error}") from error
     if spec.python is not None and shutil.which(os.path.expanduser(spec.python)) is None:
-        raise RecipeError(f"rollout.workers.python: {spec.python} is not an interpreter that can be run")
+        raise RecipeError(f"{field}.workers.python: {spec.python} is not an interpreter that can be run")
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if spec.count and world > local and _loopback(spec.host):
         raise RecipeError(
-            "rollout.workers.host: the trainer runs on several hosts, and workers at a loopback address are reached "
+            f"{field}.workers.host: the trainer runs on several hosts, and workers at a loopback address are reached "
             "from the first alone; give the first host's address in a network that you trust"
         )
     beyond = [url for url in spec.urls if url.startswith("http://") and not _loopback(urlsplit(url).hostname or "")]
     if beyond or not _loopback(spec.host):
         warnings.append(
-            "rollout.workers: secret, prompts and weights travel unencrypted beyond this host; only in a network that "
+            f"{field}.workers: secret, prompts and weights travel unencrypted beyond this host; only in a network that "
             "you trust, or through a tunnel"
         )
     return warnings
 
 
-def rollout_table(recipe: GRPORecipe) -> list[str]:
+def rollout_table(recipe: GRPORecipe | GKDRecipe) -> list[str]:
     rollout = recipe.rollout
     lines = [f"engine                    {rollout.engine}, {rollout.mode}"]
+    if recipe.evaluate is not None and rollout.mode != "inprocess":
+        lines[0] += "; evaluates too"
     spec = rollout.workers
     if rollout.mode != "server" or spec is None:
         return lines
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    source = f"{spec.count} started at {spec.host}" if spec.count else ", ".join(spec.urls)
     return [
         *lines,
-        f"workers                   {source}, shared by {world} process(es)",
+        f"workers                   {source(spec)}, shared by {world} process(es)",
         f"weights                   {spec.chosen_transport}, in pieces of {spec.bucket_mb} MiB",
         f"lost after                {spec.deadline_s:g} s of silence"
         + (f", then started again, at most {spec.max_restarts} times" if spec.count else ", until it answers again"),
     ]
+
+
+def source(spec: WorkersSpec) -> str:
+    """Where workers come from."""
+    return f"{spec.count} started at {spec.host}" if spec.count else ", ".join(spec.urls)
 
 
 def _loopback(host: str) -> bool:

@@ -74,7 +74,7 @@ def memory_table(recipe: Any) -> list[str]:
             rows["weights"] = 0 if masters and spec.lora is None else count * 4
         if sharding.kind != "none":
             rows |= sharded_rows(rows, sharding, world)
-            if not sharding.whole and (isinstance(recipe, GRPORecipe | GKDRecipe) or recipe.evaluate is not None):
+            if not sharding.whole and samples_here(recipe):
                 rows["whole copy for the sampler"] = count * low
             notes.append(f"under {sharding} over {world} processes: docs/backends.md")
         tokens = getattr(recipe, recipe.pipeline).tokens_per_microbatch  # type: ignore[attr-defined]
@@ -97,12 +97,19 @@ def memory_table(recipe: Any) -> list[str]:
         else:
             rows["teacher"] = parameter_count(teacher) * (2 if recipe.teacher.dtype == "bfloat16" else 4)
         rows["teacher's logits"] = rows["logits, one chunk"]
-    if isinstance(recipe, GRPORecipe | GKDRecipe):
+    if isinstance(recipe, GRPORecipe | GKDRecipe) and samples_here(recipe):
         capacity = recipe.rollout.max_prompt_tokens + recipe.rollout.max_tokens
         per_layer = cached_values(text) * low * recipe.rollout.max_slots * capacity
         rows["key/value slots"] = text.num_hidden_layers * per_layer
     lines = [f"{name:<26} {size / GiB:8.2f} GiB" for name, size in rows.items() if size]
     return [f"parameters {count:,}", *lines, f"{'sum, at most':<26} {sum(rows.values()) / GiB:8.2f} GiB", *notes]
+
+
+def samples_here(recipe: TrainSpec) -> bool:
+    """Whether the policy is sampled from in the trainer's processes, by a sampler of ours."""
+    if isinstance(recipe, GRPORecipe | GKDRecipe):
+        return recipe.rollout.mode == "inprocess"
+    return recipe.evaluate is not None
 
 
 def sharded_rows(rows: dict[str, float], sharding: Sharding, world: int) -> dict[str, float]:

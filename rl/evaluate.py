@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
-
-from torch import Tensor
 
 from rewards import Reward, load_reward
 from rewards.math.exact import parse_number
@@ -18,9 +17,10 @@ from rl.policy.precision import apply_precision
 from rl.policy.processes import Processes
 from rl.prompts import Prompts, load_prompts, sampling_params
 from rl.recipe import EvalRecipe, EvaluateSpec, TrainSpec, TruncationSpec
-from rl.rollout import LocalSampler, Sampler
+from rl.rollout import LocalSampler
 from rl.rollout.sampling import stream_key
 from rl.run.folder import Run
+from rl.run.progress import Progress
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -85,38 +85,19 @@ class Evaluator:
             return None
         return cls(recipe.evaluate, tokenizer, processes, recipe.seed)
 
-    def measure(
-        self,
-        model: Any,
-        weights: Iterable[tuple[str, Tensor]],
-        folder: Run,
-        step: int,
-        *,
-        version: int,
-        packed: bool,
-        write: bool,
-    ) -> dict[str, float]:
-        """`run` on the policy that is being trained; `write`: as a line of its own among the metrics.
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt and the longest completion together."""
+        return max(len(p.ids) for prompts in self.sets.values() for p in prompts.items) + self.spec.max_tokens
 
-        model, weights: a whole model, and what it lacks of the present weights. packed: see `Policy`.
+    def run(self, sampler: Any, folder: Run, step: int) -> dict[str, float]:
+        """Samples every set with the same streams at every step; returns {"eval/SET/METRIC": value}.
+
+        sampler: a `Sampler` for this process's share of the problems; what it shows of its progress is set here.
         """
-        sampler = LocalSampler(
-            model,
-            self.tokenizer,
-            max_slots=self.spec.max_slots,
-            slots=packed,
-            draft_tokens=self.spec.draft_tokens,
-        )
-        sampler.update_weights(weights, version)
-        results = self.run(sampler, folder, step)
-        if write and folder.metrics:
-            folder.metrics.write(step, {"evaluation": True, **results})
-        return results
-
-    def run(self, sampler: Sampler, folder: Run, step: int) -> dict[str, float]:
-        """Samples every set with the same streams at every step; returns {"eval/SET/METRIC": value}."""
         results: dict[str, float] = {}
         for name, prompts in self.sets.items():
+            sampler.progress = partial(_show, folder.progress, name)
             with folder.progress.phase(f"evaluating {name}"):
                 batch = self._sample(sampler, prompts)
             parts = self.processes.gather([(c.group, c.record(step), c.reward) for c in batch])
@@ -142,7 +123,7 @@ class Evaluator:
             folder.progress.line(f"step {step} {name}: {describe(metrics)}")
         return results
 
-    def _sample(self, sampler: Sampler, prompts: Prompts) -> list[Completion]:
+    def _sample(self, sampler: Any, prompts: Prompts) -> list[Completion]:
         spec = self.spec
         mine = range(self.processes.rank, len(prompts), self.processes.world)
         items = [prompts.items[i] for i in mine]
@@ -151,6 +132,10 @@ class Evaluator:
         batch = completions_of(items, list(mine), list(mine), samples, self.tokenizer)
         assign_rewards(batch, self.rewards, prompts, TruncationSpec(), spec.max_tokens)
         return batch
+
+
+def _show(progress: Progress, name: str, done: int, all_: int) -> None:
+    progress.update(f"evaluating {name}: {done}/{all_} completions")
 
 
 def canonical_answer(response: str) -> str | None:

@@ -51,6 +51,10 @@ class GRPO(CollectingTraining):
         self.before = 0  # updates before the step that is being trained
         self.mismatch_alarm = MismatchAlarm(recipe)
 
+    @property
+    def has_reference(self) -> bool:
+        return bool(self.recipe.grpo.kl.coefficient) and self.recipe.model.lora is None
+
     def load_reference(self) -> Reference | AdapterReference:
         if self.recipe.model.lora is not None:
             return AdapterReference(self.policy)

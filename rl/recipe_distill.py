@@ -12,6 +12,7 @@ from data.trace_spec import SelectSpec, TraceSource
 from rewards.http_json import check_url
 from rewards.spec import RewardSpec
 from rl.recipe import ModelSpec, Positive, SamplingSpec, Strict
+from rl.recipe_workers import WorkersSpec, check_teacher
 
 
 class TeacherSpec(SamplingSpec):
@@ -24,10 +25,18 @@ class TeacherSpec(SamplingSpec):
 
 
 class LocalTeacher(TeacherSpec):
-    engine: Literal["local"]
+    """A model whose weights are at hand: sampled in this process, or in workers that load it (docs/rollouts.md)."""
+
+    engine: Literal["local", "vllm"]
     model: ModelSpec
+    workers: WorkersSpec | None = Field(None, description="None = in this process, which only engine: local can do")
     max_slots: Positive = Field(64, description="sequences decoded at a time")
     max_prompt_tokens: Positive = Field(2048, description="longer prompts are dropped, and counted")
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> LocalTeacher:
+        check_teacher(self.engine, self.workers)
+        return self
 
 
 class ApiTeacher(TeacherSpec):

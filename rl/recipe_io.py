@@ -238,9 +238,9 @@ def _walk(root: type[BaseModel], location: list[Any]) -> list[tuple[type[BaseMod
 
 
 def _tags(model: type[BaseModel]) -> list[Any]:
-    """The values that a union tells this model by: those of its fields with a single allowed one."""
+    """The values that a union tells this model by: those of required fields that allow nothing else."""
     literals = [typing.get_args(field.annotation) for field in model.model_fields.values() if field.is_required()]
-    return [values[0] for values in literals if len(values) == 1 and isinstance(values[0], str)]
+    return [value for values in literals for value in values if isinstance(value, str)]
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -1,4 +1,4 @@
-"""What a recipe says of rollout workers: `rollout.workers`. The words are explained in docs/rollouts.md."""
+"""What a recipe says of workers, `rollout.workers` or a teacher's. The words are explained in docs/rollouts.md."""
 
 from __future__ import annotations
 
@@ -96,6 +96,22 @@ class WorkersSpec(BaseModel):
     def env_of(self, number: int) -> dict[str, str]:
         """The environment variables of worker `number`."""
         return {name: v[number] if isinstance(v, list) else v for name, v in self.env.items()}
+
+
+def check_teacher(engine: Engine, workers: WorkersSpec | None) -> None:
+    """Raises ValueError for workers that cannot be a teacher's, whose weights stay as they were loaded."""
+    if workers is None:
+        if engine == "vllm":
+            raise ValueError("engine: vllm needs workers.count (to be started here) or workers.urls")
+        return
+    if not (workers.count or workers.urls):
+        raise ValueError("workers needs count (to be started here) or urls")
+    sending = {"transport", "bucket_mb", "folder", "collective", "collective_host", "probe_tolerance"}
+    meaningless = sending & workers.model_fields_set
+    if meaningless:
+        raise ValueError(
+            f"workers.{min(meaningless)} is about sending weights; a teacher's stay as they were loaded: remove it"
+        )
 
 
 def check_mode(engine: Engine, mode: Mode, workers: WorkersSpec | None) -> None:

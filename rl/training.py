@@ -6,6 +6,7 @@ that it depends on is in there, or keyed by the step's number.
 
 from __future__ import annotations
 
+import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ from rl.policy.processes import Processes
 from rl.prompts import Prompt, Prompts, load_prompts, permuted, sampling_params
 from rl.recipe import GRPORecipe, MoESpec, TrainSpec
 from rl.recipe_gkd import GKDRecipe
-from rl.rollout import Streaming
+from rl.rollout import LocalSampler, Streaming
 from rl.rollout.make import make_sampler
 from rl.rollout.sampling import stream_key
 from rl.run.checkpoint import write_folder
@@ -61,8 +62,9 @@ class Training(ABC):
             plain.check_packing()
             apply_precision(model, recipe.precision, self.processes, self.folder.progress)
         self.backend = load_backend(
-            model, DTYPES[recipe.model.dtype], recipe.optimizer, self.processes, samples=self.samples
-        )
+            model, DTYPES[recipe.model.dtype], recipe.optimizer, self.processes,
+            samples=self.samples, reference=self.has_reference,
+        )  # fmt: skip
         self.experts = ExpertTraining.of(model, moe, self.total_updates, "moe" in recipe.model_fields_set)
         execution = self.backend.execution
         self.policy = Policy(model, temperature=temperature, experts=self.experts, execution=execution)
@@ -74,8 +76,13 @@ class Training(ABC):
 
     @property
     def samples(self) -> bool:
-        """Whether the policy is sampled from."""
+        """Whether the policy is sampled from in this process."""
         return self.recipe.evaluate is not None
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether there will be a frozen copy of the policy."""
+        return False
 
     # ---- what a trainer says of itself -----------------------------------------------------------------
 
@@ -179,11 +186,24 @@ class Training(ABC):
         """Results on the recipe's problems, if it has any; `write`: as a line of their own among the metrics."""
         if self.evaluator is None:
             return {}
-        model = self.backend.sampler_model()
-        return self.evaluator.measure(
-            model, self.backend.sampler_weights(), self.folder, self.steps_done,
-            version=self.updates, packed=self.policy.packed, write=write,
-        )  # fmt: skip
+        results = self.evaluator.run(self.evaluation_sampler(), self.folder, self.steps_done)
+        if write and self.folder.metrics:
+            self.folder.metrics.write(self.steps_done, {"evaluation": True, **results})
+        return results
+
+    def evaluation_sampler(self) -> Any:
+        """A sampler that has the present weights."""
+        spec = self.recipe.evaluate
+        assert spec is not None
+        sampler = LocalSampler(
+            self.backend.sampler_model(),
+            self.tokenizer,
+            max_slots=spec.max_slots,
+            slots=self.policy.packed,
+            draft_tokens=spec.draft_tokens,
+        )
+        sampler.update_weights(self.backend.sampler_weights(), self.updates)
+        return sampler
 
     def save(self) -> None:
         """A checkpoint of the last step, unless there is one."""
@@ -221,13 +241,18 @@ class SamplingTraining(Training):
 
     @property
     def samples(self) -> bool:
-        return self.recipe.rollout.mode == "inprocess" or super().samples
+        return self.recipe.rollout.mode == "inprocess"
+
+    def evaluation_sampler(self) -> Any:
+        """In other modes the run's own, which was sent the weights after the last step: no process needs a whole model
+        for it. It may be sampling for another thread, too, so what it shows of its progress is another's."""
+        return super().evaluation_sampler() if self.samples else copy.copy(self.sampler)
 
     def load_sampler(self, record_routing: bool = False, sampler: Any = None) -> None:
         """The sampler that the recipe asks for, or the given one, and what keeps it at the policy's weights."""
         self.link = make_sampler(
             self.recipe, self.policy, self.backend, self.tokenizer, self.folder,
-            record_routing=record_routing, sampler=sampler,
+            record_routing=record_routing, sampler=sampler, evaluated=self.evaluator.longest if self.evaluator else 0,
         )  # fmt: skip
         self.sampler = self.link.sampler
 

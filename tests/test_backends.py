@@ -49,6 +49,12 @@ RUNS = {
         "checkpoint": {"every": 1, "keep": 99},
         "evaluate": {"data": {**PROBLEMS, "limit": 4}, "samples": 1, "max_tokens": 6, "every": 1},
     },
+    "served": {  # no process has a whole model, but for the reference to be made from
+        **DENSE,
+        "rollout__mode": "server",
+        "rollout__workers": {"count": 1, "env": {"OMP_NUM_THREADS": "1"}},
+        "evaluate": {"data": {**PROBLEMS, "limit": 4}, "samples": 1, "max_tokens": 6, "every": 1},
+    },
     "gkd": {
         "gkd": {"prompts_per_step": 5, "samples_per_prompt": 3, "tokens_per_microbatch": 120, "on_policy": 1.0},
         "checkpoint": {"every": 1, "keep": 99},
@@ -94,7 +100,7 @@ def alone(path: Path) -> None:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in found]
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "sync/"))} for row in found]
 
 
 def assert_same(kind: str, mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:

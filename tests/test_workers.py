@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import threading
@@ -85,6 +86,33 @@ def test_two_workers_give_what_one_sampler_gives(spool):
         assert tokens(workers.generate(PROMPTS, PARAMS)) == tokens(local(model))
         assert one.client.health().busy == two.client.health().busy == 0
         assert one.loop._held == two.loop._held == {}  # nothing is kept that was fetched
+        workers.close()
+
+
+def test_two_threads_sample_at_the_same_time(spool):
+    """As rollouts ahead and an evaluation do: other settings, and what one shows is not shown for the other."""
+    model = tiny_model("llama", seed=9)
+    shown: dict[str, list[tuple[int, int]]] = {"rollout": [], "evaluation": []}
+    calls = {"rollout": (PROMPTS, PARAMS), "evaluation": (PROMPTS[:5], SamplingParams(n=2, max_tokens=9, seed=8))}
+    got = {}
+    with Running(spool.folder) as one, Running(spool.folder) as two:
+        workers = served([(one.client, None), (two.client, None)], spool, model, in_flight=6)
+        workers.fleet.start()
+        workers.update_weights(model.named_parameters(), 1)
+        workers.stale[one.client.url] = ["a key of a call that has ended"]
+
+        def sample(name):
+            mine = copy.copy(workers)
+            mine.progress = lambda *counts: shown[name].append(counts)
+            got[name] = mine.generate(*calls[name])
+
+        threads = [threading.Thread(target=sample, args=(name,)) for name in calls]
+        [thread.start() for thread in threads]
+        [thread.join(60) for thread in threads]
+        for name, (prompts, params) in calls.items():
+            assert tokens(got[name]) == tokens(local(model, prompts, params))
+            assert shown[name][-1] == (len(prompts) * params.n,) * 2
+        assert workers.stale == {} and one.loop._held == two.loop._held == {}
         workers.close()
 
 

@@ -13,20 +13,30 @@ import ahead_runs
 import pyarrow.parquet as pq
 import pytest
 
-from recipes import grpo, launch_two, metrics, run, write
+from recipes import PROBLEMS, grpo, launch_two, metrics, run, write
 from rl.check_rollout import check_rollout, rollout_table
+from rl.check_tables import memory_table
 from rl.recipe_io import RecipeError, validate
 
+# The second run never samples from the model that it trains.
 BOTH = """
 import sys
 from rl.__main__ import main
-sys.exit(main([sys.argv[1]]) or main([sys.argv[2]]))
+from rl.policy.replicated import Replicated
+first = main([sys.argv[1]])
+Replicated.sampler_model = None
+sys.exit(first or main([sys.argv[2]]))
 """
 WORKERS = {"count": 1, "env": {"OMP_NUM_THREADS": "1"}}
+EVALUATE = {"data": {**PROBLEMS, "limit": 3}, "samples": 2, "max_tokens": 6, "every": 1, "at_start": True}
 
 
 def samples(folder: Path) -> list[dict]:
     return [row for path in sorted((folder / "samples").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def evaluated(folder: Path) -> dict[str, list[dict]]:
+    return {path.name: pq.read_table(path).to_pylist() for path in sorted((folder / "evaluation").glob("*.parquet"))}
 
 
 def numbers(folder: Path) -> list[dict]:
@@ -34,7 +44,7 @@ def numbers(folder: Path) -> list[dict]:
 
 
 def test_a_run_with_a_worker_is_the_run_in_process(tmp_path):
-    steps = {"grpo__steps": 2}
+    steps = {"grpo__steps": 2, "evaluate": EVALUATE}
     here = write(tmp_path / "here.yaml", grpo(tmp_path / "here", **steps))
     there = write(
         tmp_path / "there.yaml", grpo(tmp_path / "there", **steps, rollout__mode="server", rollout__workers=WORKERS)
@@ -42,8 +52,11 @@ def test_a_run_with_a_worker_is_the_run_in_process(tmp_path):
     result = run(str(here), str(there), code=BOTH)
     assert result.returncode == 0, result.stdout + result.stderr
     assert_same(tmp_path / "here", tmp_path / "there")
-    rows = metrics(tmp_path / "there")
-    assert all(row["sync/workers"] == 1 and row["sync/bytes"] > 10_000 and row["sync/probe"] < 1e-4 for row in rows)
+    assert_same_evaluations(tmp_path / "here", tmp_path / "there")
+    rows = [row for row in metrics(tmp_path / "there") if "evaluation" not in row]
+    assert len(rows) == 2 and all(
+        row["sync/workers"] == 1 and row["sync/bytes"] > 10_000 and row["sync/probe"] < 1e-4 for row in rows
+    )
     folder = tmp_path / "there" / "workers"
     assert not (folder / "weights").exists()
     pid = json.loads((folder / "worker-0.json").read_text())["pid"]
@@ -76,16 +89,32 @@ def assert_same(here: Path, there: Path) -> None:
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
 
+def assert_same_evaluations(here: Path, there: Path) -> None:
+    """The same completions at every step, by the weights after it (two updates a step)."""
+    mine, theirs = evaluated(here), evaluated(there)
+    assert mine.keys() == theirs.keys() and len(mine) > 2
+    for name, rows in mine.items():
+        step = int(Path(name).stem.rpartition("_")[2])
+        assert [row["token_ids"] for row in rows] == [row["token_ids"] for row in theirs[name]]
+        assert {row["weights_version"] for row in theirs[name]} == {2 * step}, name
+        for a, b in zip(rows, theirs[name], strict=True):
+            assert a["logprobs"] == pytest.approx(b["logprobs"], abs=1e-5)
+
+
 @pytest.mark.slow
 def test_a_worker_samples_ahead_what_a_copy_in_process_does(tmp_path):
+    """And evaluates at the same time, by the weights of the trainer's own step."""
     changes = {"grpo__steps": 4, "grpo__correction": {"kind": "tis"}, "grpo__old_logprobs": "trainer"}
+    changes["evaluate"] = EVALUATE
     ahead_runs.train(tmp_path / "here", 1, **changes)
     recipe = grpo(tmp_path / "there", **changes, rollout__ahead=1, rollout__mode="server", rollout__workers=WORKERS)
     result = run(str(write(tmp_path / "there.yaml", recipe)))
     assert result.returncode == 0, result.stdout + result.stderr
     assert ahead_runs.tokens(tmp_path / "there") == ahead_runs.tokens(tmp_path / "here")
     assert ahead_runs.versions(tmp_path / "there") == {1: {0}, 2: {0}, 3: {2}, 4: {4}}
-    assert [row["staleness/max"] for row in metrics(tmp_path / "there")] == [0, 2, 2, 2]
+    rows = [row for row in metrics(tmp_path / "there") if "evaluation" not in row]
+    assert [row["staleness/max"] for row in rows] == [0, 2, 2, 2]
+    assert_same_evaluations(tmp_path / "here", tmp_path / "there")
 
 
 @pytest.mark.slow
@@ -157,6 +186,26 @@ def test_what_can_be_known_before_the_run(tmp_path, monkeypatch):
         check_rollout(of(mode="server", workers={"count": 1, "python": "no-such-python"}))
     with pytest.raises(RecipeError, match="draft_tokens"):
         check_rollout(of(mode="server", engine="vllm", draft_tokens=1, workers={"count": 1}))
+    vllm = {"mode": "server", "engine": "vllm", "workers": {"count": 1, "options": {"max_model_len": 512}}}
+
+    def evaluating(rollout, **evaluate):
+        changes = {f"rollout__{k}": v for k, v in rollout.items()}
+        return validate(grpo(tmp_path, **changes, evaluate={"data": PROBLEMS, **evaluate}))
+
+    with pytest.raises(RecipeError, match="evaluate.max_tokens: 512 tokens and a prompt do not fit"):
+        check_rollout(evaluating(vllm, max_tokens=512))
+    for field, recipe in (
+        ("evaluate", evaluating(vllm, temperature=3.0, max_tokens=8)),
+        ("rollout", of(**vllm, temperature=3.0)),
+    ):
+        with pytest.raises(RecipeError, match=f"{field}.temperature: vLLM samples at temperatures of 0.01 to 2.0 or 0"):
+            check_rollout(recipe)
+    served = evaluating({"mode": "server", "workers": {"count": 1}}, max_slots=8)
+    assert any("evaluate.max_slots means nothing" in warning for warning in check_rollout(served))
+    assert not any("means nothing" in warning for warning in check_rollout(evaluating({}, max_slots=8)))
+    assert "evaluates too" in rollout_table(served)[0] and "evaluates" not in rollout_table(of())[0]
+    assert any("slots" in line for line in memory_table(of()))
+    assert not any("slots" in line for line in memory_table(served))  # the worker's own
     open_to_all = of(mode="server", workers={"count": 2, "host": "0.0.0.0"})
     assert "unencrypted" in check_rollout(open_to_all)[0]
     assert any("2 started at 0.0.0.0" in line for line in rollout_table(open_to_all))

@@ -10,7 +10,7 @@ from data.trace_import import read_source
 from data.trace_spec import TraceSource
 from rewards.http_json import bearer
 from rewards.language import language_share
-from rl.recipe_distill import ApiTeacher, DistillRecipe
+from rl.recipe_distill import ApiTeacher, DistillRecipe, LocalTeacher
 from rl.recipe_io import RecipeError
 
 _TRIED = 20
@@ -47,16 +47,61 @@ def check_settings(recipe: DistillRecipe) -> list[str]:
     return []
 
 
+def check_teacher(teacher: LocalTeacher, made: list[str]) -> list[str]:
+    """Raises RecipeError for a model that is not here, and for workers that cannot serve it; returns warnings.
+
+    made: models of earlier stages.
+    """
+    from rl.check import check_model
+    from rl.check_rollout import check_temperature, check_workers
+
+    warnings = check_model("teacher.model", teacher.model, made)
+    if teacher.workers is None:
+        return warnings
+    warnings += check_workers("teacher", teacher.engine, teacher.workers)
+    if teacher.engine == "local":
+        return warnings
+    check_temperature("teacher.temperature", teacher.temperature)
+    need, limit = teacher.max_prompt_tokens + teacher.max_tokens, teacher.workers.options.get("max_model_len")
+    if isinstance(limit, int) and 0 < limit < need:
+        raise RecipeError(
+            f"teacher.workers.options.max_model_len: {limit} tokens are fewer than max_prompt_tokens + max_tokens = "
+            f"{need}; raise it, or lower one of these"
+        )
+    if limit is None and teacher.workers.count:
+        warnings += _check_positions(teacher, need, made)
+    return warnings
+
+
+def _check_positions(teacher: LocalTeacher, need: int, made: list[str]) -> list[str]:
+    from rl.check_tables import config_of
+
+    config = None if teacher.model.path in made else config_of(teacher.model, "teacher.model")
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or need <= positions:
+        return []
+    return [
+        f"teacher: max_prompt_tokens + max_tokens = {need}, beyond the {positions} positions of the model: vLLM may "
+        "refuse to start; lower one"
+    ]
+
+
 def sampling_table(recipe: DistillRecipe) -> list[str]:
     """What a teacher will be asked for, for `rl check`."""
+    from rl.check_rollout import source
+
     teacher, problems = recipe.teacher, _count(recipe)
     if teacher is None:
         return ["nothing is sampled: the traces exist"]
+    lines = []
+    if isinstance(teacher, LocalTeacher) and teacher.workers is not None:
+        lines.append(f"workers                   {teacher.engine}, {source(teacher.workers)}")
     if problems is None:
-        return [f"traces asked for          {teacher.samples} of each problem; how many these are, only the run tells"]
+        asked = f"traces asked for          {teacher.samples} of each problem; how many these are, only the run tells"
+        return [*lines, asked]
     traces = problems * teacher.samples
     tokens = traces * teacher.max_tokens
-    lines = [
+    lines += [
         f"traces asked for          {problems} problems x {teacher.samples} samples = {traces}",
         f"completion tokens         {tokens:,} at most",
     ]

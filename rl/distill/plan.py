@@ -11,13 +11,16 @@ from typing import Any
 from data.problems import load_problems
 from data.spec import ProblemSpec
 from rl.distill.api import request_payload
+from rl.distill.asking import Asking, by_problem, fingerprint
 from rl.distill.journal import Received, Wanted
-from rl.distill.local import fingerprint, sample_local
+from rl.distill.local import sample_local
+from rl.distill.workers import sample_in_workers
 from rl.policy.load import load_tokenizer
 from rl.policy.processes import Processes
 from rl.prompts import load_prompts
 from rl.recipe import SamplingSpec
-from rl.recipe_distill import ApiTeacher, LocalTeacher
+from rl.recipe_distill import ApiTeacher, DistillRecipe, LocalTeacher
+from rl.run.progress import Progress
 
 Ask = Callable[[Sequence[Wanted]], Generator[list[Received], None, None]]
 
@@ -33,9 +36,11 @@ class LocalPlan:
     ask: Ask
 
 
-def plan_local(data: ProblemSpec, teacher: LocalTeacher, seed: int, processes: Processes) -> LocalPlan:
-    tokenizer = load_tokenizer(teacher.model)
-    prompts = load_prompts(data, tokenizer, max_tokens=teacher.max_prompt_tokens)
+def plan_local(recipe: DistillRecipe, teacher: LocalTeacher, processes: Processes, progress: Progress) -> LocalPlan:
+    """teacher: the recipe's."""
+    assert recipe.data is not None  # DistillRecipe: data comes with a teacher
+    tokenizer, seed = load_tokenizer(teacher.model, "teacher.model"), recipe.seed
+    prompts = load_prompts(recipe.data, tokenizer, max_tokens=teacher.max_prompt_tokens)
     items = {str(prompt.row["id"]): prompt for prompt in prompts.items}
     # All settings but the number of samples: the first four of eight are the four that were there before.
     settings = [fingerprint(teacher), {name: getattr(teacher, name) for name in SamplingSpec.model_fields}, seed]
@@ -43,8 +48,14 @@ def plan_local(data: ProblemSpec, teacher: LocalTeacher, seed: int, processes: P
     share = set(list(items)[processes.rank :: processes.world])
 
     def ask(left: Sequence[Wanted]) -> Generator[list[Received], None, None]:
-        mine = [trace for trace in left if trace.id in share]
-        return sample_local(teacher, tokenizer, items, prompts.prefill, mine, seed=seed, processes=processes)
+        if not left:  # for no process
+            return
+        mine = by_problem([trace for trace in left if trace.id in share])
+        asking = Asking(teacher, tokenizer, items, prompts.prefill, mine, seed)
+        if teacher.workers is None:
+            yield from sample_local(asking, processes)
+        else:
+            yield from sample_in_workers(recipe, asking, processes, progress)
 
     wanted = [Wanted(name, number, hashes[name]) for name in items for number in range(teacher.samples)]
     return LocalPlan({name: prompt.row for name, prompt in items.items()}, wanted, prompts.dropped, tokenizer, ask)

@@ -29,7 +29,7 @@ POOL, TRACES, REPORT, SUMMARY = "pool.parquet", "traces.parquet", "report.md", "
 
 
 def run_distill(recipe: DistillRecipe, processes: Processes) -> dict[str, Any]:
-    """Sampling is shared by all processes where the teacher is a local model; the rest is the first one's."""
+    """Sampling is shared by all processes unless the teacher is asked by API; the rest is the first one's."""
     folder, progress = Path(recipe.output_dir), Progress(enabled=processes.rank == 0)
     if processes.rank == 0:
         _open(recipe, folder)

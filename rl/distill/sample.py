@@ -33,7 +33,7 @@ def sample_teacher(recipe: DistillRecipe, folder: Path, processes: Processes, pr
     assert recipe.data is not None and recipe.teacher is not None  # DistillRecipe: data comes with a teacher
     journals, tally = folder / "journal", Tally()
     if isinstance(recipe.teacher, LocalTeacher):
-        local = plan_local(recipe.data, recipe.teacher, recipe.seed, processes)
+        local = plan_local(recipe, recipe.teacher, processes, progress)
         tally.over_long_prompts = local.over_long
         rows, wanted, tokenizer, ask = local.rows, local.wanted, local.tokenizer, local.ask
     else:

@@ -197,9 +197,16 @@ def whole_copy(model: Any, compute_dtype: torch.dtype, device: torch.device) -> 
 
 
 def load_backend(
-    model: Any, compute_dtype: torch.dtype, spec: OptimizerSpec, processes: Processes, *, samples: bool
+    model: Any,
+    compute_dtype: torch.dtype,
+    spec: OptimizerSpec,
+    processes: Processes,
+    *,
+    samples: bool,
+    reference: bool = False,
 ) -> Backend:
-    """The backend that the accelerate configuration names. samples: whether `sampler_model` will be asked for."""
+    """The backend that the accelerate configuration names. samples: whether `sampler_model` will be asked for;
+    reference: whether `frozen_copy` will be, once, before the first update."""
     sharding = processes.sharding
     if sharding.kind == "none":
         from rl.policy.replicated import Replicated
@@ -208,9 +215,9 @@ def load_backend(
     if sharding.kind == "fsdp2":
         from rl.policy.fsdp import FullyShardedBackend
 
-        return FullyShardedBackend(model, compute_dtype, spec, processes, samples=samples)
+        return FullyShardedBackend(model, compute_dtype, spec, processes, samples=samples, reference=reference)
     try:
         from rl.policy.zero import DeepSpeedBackend
     except ImportError as error:
         raise LaunchError(f"{sharding} needs DeepSpeed: pip install 'r1forge[deepspeed]' ({error})") from error
-    return DeepSpeedBackend(model, compute_dtype, spec, processes, samples=samples)
+    return DeepSpeedBackend(model, compute_dtype, spec, processes, samples=samples, reference=reference)

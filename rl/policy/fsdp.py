@@ -31,13 +31,21 @@ class FullyShardedBackend(LocalMasters):
     lockstep = True
 
     def __init__(
-        self, model: Any, compute_dtype: torch.dtype, spec: OptimizerSpec, processes: Processes, *, samples: bool
+        self,
+        model: Any,
+        compute_dtype: torch.dtype,
+        spec: OptimizerSpec,
+        processes: Processes,
+        *,
+        samples: bool,
+        reference: bool = False,
     ):
         super().__init__(model, compute_dtype, spec, processes)
         kept = kept_in_float32(model)
         if kept and compute_dtype != torch.float32:
             raise LaunchError(f"FSDP2: {kept[0]} must stay float32; set model.dtype: float32")
-        self._copy = whole_copy(model, compute_dtype, processes.device) if samples else None
+        self._copy = whole_copy(model, compute_dtype, processes.device) if samples or reference else None
+        self._samples = samples
         root = shard(model, processes, compute_dtype)
         self.execution = Execution(processes.device, compute_dtype, runner(root))
         # Taken once: while a layer is gathered, its module shows whole parameters in their place.
@@ -75,7 +83,12 @@ class FullyShardedBackend(LocalMasters):
         yield from self.trained_weights()
 
     def frozen_copy(self) -> tuple[Any, Execution]:
-        return frozen(self.sampler_model(), self.processes, self.compute_dtype)
+        model = self.sampler_model()
+        if self._samples:
+            model = copy.deepcopy(model)
+        else:  # nobody else wants it whole
+            self._copy = None
+        return frozen(model, self.processes, self.compute_dtype)
 
 
 def shard(model: Any, processes: Processes, compute_dtype: torch.dtype | None) -> Root:
@@ -119,7 +132,6 @@ def runner(root: Root) -> Callable[..., Any]:
 
 
 def frozen(model: Any, processes: Processes, compute_dtype: torch.dtype) -> tuple[Any, Execution]:
-    """A sharded copy of a whole model in compute type, for a reference. Needs no optimizer, so every backend has it."""
-    made = copy.deepcopy(model)
-    root = shard(made, processes, None)
-    return made, Execution(processes.device, compute_dtype, runner(root))
+    """Shards a whole model in compute type, for a reference. Needs no optimizer, so every backend has it."""
+    root = shard(model, processes, None)
+    return model, Execution(processes.device, compute_dtype, runner(root))

@@ -38,7 +38,14 @@ class DeepSpeedBackend(Backend):
     lockstep = True
 
     def __init__(
-        self, model: Any, compute_dtype: torch.dtype, spec: OptimizerSpec, processes: Processes, *, samples: bool
+        self,
+        model: Any,
+        compute_dtype: torch.dtype,
+        spec: OptimizerSpec,
+        processes: Processes,
+        *,
+        samples: bool,
+        reference: bool = False,
     ):
         super().__init__(model, compute_dtype, spec, processes)
         sharding = processes.sharding
@@ -49,7 +56,9 @@ class DeepSpeedBackend(Backend):
         kept = kept_in_float32(model)
         if kept and low:
             raise LaunchError(f"{sharding}: {kept[0]} must stay float32; set model.dtype: float32")
-        self._copy = whole_copy(model, compute_dtype, processes.device) if samples and not self.whole else None
+        copied = (samples or reference) and not self.whole
+        self._copy = whole_copy(model, compute_dtype, processes.device) if copied else None
+        self._samples = samples
         self.named: list[tuple[str, Any]] = list(model.named_parameters())
         self.trained = [(name, p) for name, p in self.named if p.requires_grad]
         # DeepSpeed casts whatever floats, makes its masters of the cast weights, and would cast the buffers too.
@@ -117,7 +126,12 @@ class DeepSpeedBackend(Backend):
             return copy.deepcopy(self.model).requires_grad_(False).eval(), self.execution._replace(run=directly)
         from rl.policy.fsdp import frozen  # what has no optimizer is cut by FSDP2, under any backend
 
-        return frozen(self.sampler_model(), self.processes, self.compute_dtype)
+        model = self.sampler_model()
+        if self._samples:
+            model = copy.deepcopy(model)
+        else:  # nobody else wants it whole
+            self._copy = None
+        return frozen(model, self.processes, self.compute_dtype)
 
     # ---- checkpoints -----------------------------------------------------------------------------------
 

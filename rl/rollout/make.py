@@ -19,10 +19,8 @@ from rl.recipe_workers import WorkersSpec
 from rl.rollout.local import LocalSampler
 from rl.rollout.probe import probe_tokens
 from rl.rollout.sync import Sync, probe_logprobs
-from rl.rollout.workers.client import WorkerClient
-from rl.rollout.workers.command import read_secret
-from rl.rollout.workers.fleet import Fleet, FleetSettings, Probe, Worker
-from rl.rollout.workers.launch import WorkerProcess, write_secret
+from rl.rollout.workers.fleet import Fleet, FleetSettings, Probe
+from rl.rollout.workers.opening import open_fleet, workers_of
 from rl.rollout.workers.receiving import shared_folder
 from rl.rollout.workers.sampler import WorkerSampler
 from rl.rollout.workers.transfer import Spool
@@ -40,10 +38,12 @@ def make_sampler(
     *,
     record_routing: bool = False,
     sampler: Any = None,
+    evaluated: int = 0,
 ) -> Sync:
     """The sampler, and what keeps it at the trainer's weights. Called on every process of the trainer.
 
     Unless it shares the trainer's weights, it has none before the first `send`. sampler: one that is made already.
+    evaluated: tokens of the longest sequence of an evaluation.
     """
     rollout = recipe.rollout
     probe = probe_tokens(min(len(tokenizer), policy.model.config.get_text_config().vocab_size))
@@ -60,20 +60,20 @@ def make_sampler(
             record_routing=record_routing,
         )
     elif rollout.mode == "colocate":
-        sampler = _colocated(recipe, backend, tokenizer, run)
+        sampler = _colocated(recipe, _options(recipe, False, evaluated), backend, tokenizer, run)
     else:
-        sampler = _served(recipe, policy, backend, tokenizer, run, Probe(probe, tolerance), record_routing)
+        options = _options(recipe, record_routing, evaluated)
+        sampler = _served(recipe, options, policy, backend, tokenizer, run, Probe(probe, tolerance))
     sampler.progress = lambda done, all_: run.progress.update(f"{done}/{all_} completions")
     # Of somebody else's worker we do not know what it starts from, should its engine have to be started anew.
     ours = not (rollout.workers and rollout.workers.urls)
     return Sync(sampler, backend, policy, probe, tolerance, as_in_files=rollout.engine == "vllm", keeps_others=ours)
 
 
-def _colocated(recipe: Sampling, backend: Backend, tokenizer: Any, run: Run) -> Any:
+def _colocated(recipe: Sampling, options: dict[str, Any], backend: Backend, tokenizer: Any, run: Run) -> Any:
     from rl.rollout.vllm_engine import VLLMEngine
     from rl.rollout.vllm_sampler import VLLMSampler
 
-    options = _options(recipe, record_routing=False)
     _starting_model(recipe, backend, tokenizer, run)
     own = {name: options.pop(name) for name in ("dtype", "max_model_len", "max_slots", "seed") if name in options}
     engine = VLLMEngine(str(_model_folder(recipe, run)), **own, sleeping=True, extra=options)
@@ -84,27 +84,41 @@ def _colocated(recipe: Sampling, backend: Backend, tokenizer: Any, run: Run) -> 
 
 
 def _served(
-    recipe: Sampling, policy: Policy, backend: Backend, tokenizer: Any, run: Run, probe: Probe, routing: bool
+    recipe: Sampling,
+    options: dict[str, Any],
+    policy: Policy,
+    backend: Backend,
+    tokenizer: Any,
+    run: Run,
+    probe: Probe,
 ) -> WorkerSampler:
     spec = recipe.rollout.workers
     assert spec is not None
-    fleet, secret, error = None, "", None
     if spec.count:
         _starting_model(recipe, backend, tokenizer, run)
-    if backend.rank == 0:
-        try:
-            secret = _secret(spec, run)
-            fleet = _fleet(recipe, spec, backend, run, secret, probe, routing)
-            fleet.start()
-        except (RuntimeError, ValueError, OSError) as reason:
-            error = str(reason)
-    urls = [worker.client.url for worker in fleet.workers] if fleet else []
-    urls, secret, error = backend.gather((urls, secret, error))[0]
-    if error is not None:
-        raise RecipeError(f"rollout.workers: {error}")
+    folder = run.folder / "workers"
+
+    def fleet(secret: str) -> Fleet:
+        spool = Spool(spool_folder(spec.folder, run.folder, backend.weight_bytes), spec.bucket_mb << 20)
+        model = str(_model_folder(recipe, run))
+        workers = workers_of(
+            spec, secret, folder,
+            engine=recipe.rollout.engine, model=model, options=options, bucket_folder=spool.folder,
+        )  # fmt: skip
+        settings = FleetSettings(
+            transport=spec.chosen_transport,
+            start_timeout_s=spec.start_timeout_s,
+            max_restarts=spec.max_restarts,
+            collective_host=spec.collective_host,
+            collective_backend=spec.collective,
+            say=run.progress.line,
+        )
+        return Fleet(workers, spool, probe, settings)
+
+    clients, made = open_fleet(spec, "rollout.workers", folder, fleet, rank=backend.rank, gather=backend.gather)
     return WorkerSampler(
-        [WorkerClient(url, secret, spec.deadline_s) for url in urls],
-        fleet,
+        clients,
+        made,
         probe=lambda: probe_logprobs(policy, probe.tokens),
         share=backend.gather,
         in_flight=spec.in_flight,
@@ -113,69 +127,25 @@ def _served(
     )
 
 
-def _fleet(
-    recipe: Sampling,
-    spec: WorkersSpec,
-    backend: Backend,
-    run: Run,
-    secret: str,
-    probe: Probe,
-    routing: bool,
-) -> Fleet:
-    spool = Spool(spool_folder(spec.folder, run.folder, backend.weight_bytes), spec.bucket_mb << 20)
-    if spec.urls:
-        workers = [Worker(WorkerClient(url, secret, spec.deadline_s)) for url in spec.urls]
-    else:
-        workers = [_started(recipe, spec, run, number, spool, secret, routing) for number in range(spec.count or 0)]
-    settings = FleetSettings(
-        transport=spec.chosen_transport,
-        start_timeout_s=spec.start_timeout_s,
-        max_restarts=spec.max_restarts,
-        collective_host=spec.collective_host,
-        collective_backend=spec.collective,
-        say=run.progress.line,
-    )
-    return Fleet(workers, spool, probe, settings)
-
-
-def _started(
-    recipe: Sampling, spec: WorkersSpec, run: Run, number: int, spool: Spool, secret: str, routing: bool
-) -> Worker:
-    folder = run.folder / "workers"
-    process = WorkerProcess(
-        number,
-        folder,
-        engine=recipe.rollout.engine,
-        model=str(_model_folder(recipe, run)),
-        secret_file=Path(spec.secret_file).expanduser() if spec.secret_file else folder / "secret",
-        host=spec.host,
-        port=spec.ports[number] if spec.ports else 0,
-        bucket_folder=spool.folder,
-        python=spec.python,
-        env=spec.env_of(number),
-        cores=spec.cores[number] if spec.cores else None,
-        options=_options(recipe, routing),
-    )
-    return Worker(WorkerClient(process.url, secret, spec.deadline_s), process)
-
-
-def _options(recipe: Sampling, record_routing: bool) -> dict[str, Any]:
+def _options(recipe: Sampling, record_routing: bool, evaluated: int) -> dict[str, Any]:
     """The engine's, as far as other fields of the recipe say them; `workers.options` has the last word."""
     rollout = recipe.rollout
+    given = rollout.workers.options if rollout.workers else {}
     options: dict[str, Any] = {"dtype": recipe.model.dtype, "max_slots": rollout.max_slots}
     if rollout.engine == "vllm":
-        options |= {"max_model_len": rollout.max_prompt_tokens + rollout.max_tokens, "seed": recipe.seed}
+        limit = given.get("max_model_len")
+        if isinstance(limit, int) and 0 < limit < evaluated:
+            raise RecipeError(
+                f"rollout.workers.options.max_model_len: {limit} tokens; evaluation needs {evaluated}, for its longest "
+                "prompt and evaluate.max_tokens; raise it, or leave it out"
+            )
+        longest = max(rollout.max_prompt_tokens + rollout.max_tokens, evaluated)
+        options |= {"max_model_len": longest, "seed": recipe.seed}
     else:
         options |= {"draft_tokens": rollout.draft_tokens, "record_routing": record_routing}
         if recipe.threads is not None:
             options["threads"] = recipe.threads
-    return {**options, **(rollout.workers.options if rollout.workers else {})}
-
-
-def _secret(spec: WorkersSpec, run: Run) -> str:
-    if spec.secret_file is not None:
-        return read_secret(Path(spec.secret_file).expanduser())
-    return write_secret(run.folder / "workers" / "secret")
+    return {**options, **given}
 
 
 def _model_folder(recipe: Sampling, run: Run) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rl.rollout.engine import Engine, RestartNeeded
 from rl.rollout.types import Sample
-from rl.rollout.workers.wire import Generate, Health
+from rl.rollout.workers.wire import AS_LOADED, Generate, Health
 
 MOST_HELD = 100_000  # groups, running or not fetched yet
 START_S = 600.0  # an engine that is being started shows no sign of life, and may take so long
@@ -62,7 +62,7 @@ class EngineLoop:
         remake: Callable[[Iterable[tuple[str, Tensor]], int], Engine] | None = None,
     ):
         self.engine, self.name, self.remake = engine, name, remake
-        self.engine.version = -1  # of no trainer, until one has sent its weights
+        self.engine.version = AS_LOADED  # until a trainer has sent its weights
         self.instance = secrets.token_hex(8)
         self.fault: str | None = None  # of the engine: the thread has ended
         self.broken: str | None = None  # of the weights: nothing is sampled until a whole update went through

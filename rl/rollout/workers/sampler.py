@@ -20,14 +20,17 @@ from rl.rollout.types import Sample, SamplingParams, streams_of
 from rl.rollout.workers.client import Refusal, Unreachable, WorkerClient
 from rl.rollout.workers.dispatch import Dispatch
 from rl.rollout.workers.fleet import Fleet, Sync
-from rl.rollout.workers.wire import Request, Settings, settings_of
+from rl.rollout.workers.wire import AS_LOADED, Request, Settings, settings_of
 
 RETRY_S = 0.25  # between two looks at a worker that is not ready
 
 
 class WorkerSampler:
-    """clients: of all workers. fleet: on the first process, None on the others.
+    """Several threads may sample at the same time, each with its own call of `generate` or `stream`.
+
+    clients: of all workers. fleet: on the first process, None on the others.
     probe: the trainer's log-probabilities of the fleet's probe under its current weights; called on every process.
+        None: no trainer sends weights, and the workers sample with those that they loaded (a `FrozenFleet`).
     share: calls `gather(value)` over the trainer's processes; the values by rank.
     in_flight: samples that a worker is asked for at a time, by this process.
     wait_s: how long to go on without any worker.
@@ -40,7 +43,7 @@ class WorkerSampler:
         clients: Sequence[WorkerClient],
         fleet: Fleet | None,
         *,
-        probe: Callable[[], list[float]],
+        probe: Callable[[], list[float]] | None,
         share: Callable[[Any], list[Any]] = lambda value: [value],
         in_flight: int = 256,
         wait_s: float = 600.0,
@@ -48,12 +51,13 @@ class WorkerSampler:
         progress: Callable[[int, int], None] | None = None,
     ):
         self.clients, self.fleet = list(clients), fleet
-        self.version = -1  # nothing has been sent yet
+        self.version = AS_LOADED  # nothing has been sent yet
         self.coming: int | None = None  # a version that some workers may have already
         self.takes_weights_midway = takes_weights_midway
         self.progress = progress  # called with (completions done, completions asked for)
         self.sync = Sync()
-        self.stale: dict[str, list[str]] = {}  # what a lost worker need not go on with, should it come back
+        # What a lost worker need not go on with, should it come back: keys of calls that have ended, by its URL.
+        self.stale: dict[str, list[str]] = {}
         self.moved = 0  # prompts that were taken from lost workers, over all calls
         self.probe, self.share, self.in_flight, self.wait_s = probe, share, in_flight, wait_s
 
@@ -62,14 +66,18 @@ class WorkerSampler:
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Called on every process, with the same stream of weights: gathering them may need all. RuntimeError on all of
         them if a worker refuses the weights, or the probe shows that it does not use them."""
+        if self.probe is None:
+            raise RuntimeError("these workers keep the weights that they loaded")
         self.coming = version if self.takes_weights_midway else None
         try:
-            self._update(named_tensors, version)
+            self._update(named_tensors, version, self.probe)
             self.version = version
         finally:
             self.coming = None
 
-    def _update(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+    def _update(
+        self, named_tensors: Iterable[tuple[str, Tensor]], version: int, probe: Callable[[], list[float]]
+    ) -> None:
         error: Exception | None = None
         if self.fleet is not None:
             try:
@@ -77,7 +85,7 @@ class WorkerSampler:
             except Exception as reason:  # the other processes wait for news below
                 error = reason
         exhaust(named_tensors)  # what is left of the stream: its other half runs on the other processes
-        expected = self.probe()
+        expected = probe()
         if self.fleet is not None and error is None:
             try:
                 self.sync.probe = self.fleet.check(expected)
@@ -119,7 +127,7 @@ class WorkerSampler:
     ) -> Generator[list[tuple[int, list[Sample]]], None, None]:
         """`generate` bit by bit: (place of a prompt, its samples) as they arrive, and now and then nothing."""
         numbers = streams_of(prompts, streams)
-        if self.version < 0:
+        if self.version == AS_LOADED and self.probe is not None:
             raise RuntimeError("the rollout workers have no weights yet: call update_weights first")
         call = secrets.token_hex(8)  # so that no other call, process or run has the same keys
         requests = [
@@ -146,6 +154,7 @@ class _Rollout:
         self.dispatch = Dispatch(requests, sampler.in_flight // settings.n)
         self.ready: set[str] = set()
         self.reasons: dict[str, str] = {}  # why a worker is not ready
+        self.stale: dict[str, list[str]] = {}  # as the sampler's, of this call
         self.error: Exception | None = None
         self.left = False
         self.changed = threading.Condition()
@@ -166,9 +175,9 @@ class _Rollout:
                 if self.error is None and len(self.dispatch.done) == len(given):
                     self._check_hope()
                     self.changed.wait(RETRY_S)
-                if self.error is not None:
-                    raise self.error
                 fresh = [key for key in self.dispatch.done if key not in given]
+                if self.error is not None and not fresh:  # what has arrived is given out first
+                    raise self.error
             given.update(fresh)
             if self.sampler.progress:
                 n = self.settings.n
@@ -179,6 +188,8 @@ class _Rollout:
         """Nobody waits for the rest."""
         with self.changed:
             self.left = True
+            for url, keys in self.stale.items():
+                self.sampler.stale.setdefault(url, []).extend(keys)
             self.changed.notify_all()
 
     def _in_parallel(self, look: Callable[[WorkerClient], None]) -> None:
@@ -213,8 +224,10 @@ class _Rollout:
         """Whether the worker can take prompts: it answers, and has the weights that we want."""
         try:
             health = client.health()
-            if self.sampler.stale.get(client.url):
-                client.abort(self.sampler.stale.pop(client.url))
+            with self.changed:  # of other calls only what has ended: they may have asked this worker anew
+                stale = self.stale.pop(client.url, []) + self.sampler.stale.pop(client.url, [])
+            if stale:
+                client.abort(stale)
         except (Unreachable, Refusal) as error:
             reason: str | None = str(error)
         else:
@@ -259,7 +272,8 @@ class _Rollout:
             self.reasons[client.url] = reason
             if not self.ready:
                 self.alone_since = time.monotonic()
-            self.sampler.stale.setdefault(client.url, []).extend(self.dispatch.give_back(client.url))
+            stale = self.sampler.stale if self.left else self.stale
+            stale.setdefault(client.url, []).extend(self.dispatch.give_back(client.url))
             self.changed.notify_all()
 
     def _tidy(self, client: WorkerClient, forget: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ Key = Annotated[str, Field(min_length=1, max_length=128)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Tokens = Annotated[list[Token], Field(min_length=1, max_length=2**20)]
 Version = Annotated[int, Field(ge=0, lt=2**53)]
+AS_LOADED = -1  # the version of weights that no trainer has sent
 Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Transport = Literal["files", "http", "collective"]
 
@@ -48,12 +49,12 @@ class Settings(Message):
 
 
 class Generate(Message):
-    """`version`: of the weights to sample with; a worker that has others refuses. or_newer: only one that has older
-    ones, as updates may enter running requests."""
+    """`version`: of the weights to sample with, or AS_LOADED; a worker that has others refuses. or_newer: only one that
+    has older ones, as updates may enter running requests."""
 
     requests: list[Request] = Field(min_length=1, max_length=65536)
     params: Settings
-    version: Version | None = None
+    version: Version | Literal[-1] | None = None
     or_newer: bool = False
 
     @field_validator("params")
