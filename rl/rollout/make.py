@@ -64,7 +64,8 @@ def make_sampler(
     else:
         sampler = _served(recipe, policy, backend, tokenizer, run, Probe(probe, tolerance), record_routing)
     sampler.progress = lambda done, all_: run.progress.update(f"{done}/{all_} completions")
-    return Sync(sampler, backend, policy, probe, tolerance, as_in_files=rollout.engine == "vllm")
+    fp8 = rollout.workers is not None and rollout.workers.weights == "fp8"
+    return Sync(sampler, backend, policy, probe, tolerance, as_in_files=rollout.engine == "vllm", fp8=fp8)
 
 
 def _colocated(recipe: Sampling, backend: Backend, tokenizer: Any, run: Run) -> Any:
@@ -164,6 +165,8 @@ def _options(recipe: Sampling, record_routing: bool) -> dict[str, Any]:
         options |= {"max_model_len": rollout.max_prompt_tokens + rollout.max_tokens, "seed": recipe.seed}
     else:
         options |= {"draft_tokens": rollout.draft_tokens, "record_routing": record_routing}
+        if recipe.precision.kind == "fp8":
+            options["precision"] = recipe.precision.model_dump(mode="json")
         if recipe.threads is not None:
             options["threads"] = recipe.threads
     return {**options, **(rollout.workers.options if rollout.workers else {})}

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.fp8.context import Fp8Context
+from model.fp8.named import fp8_weights, quantized_weights
 from rl.policy.backend import Backend
 from rl.policy.names import checkpoint_weights
 from rl.policy.packing import Document
@@ -24,11 +26,21 @@ class Sync:
     trainer calls it at the same places."""
 
     def __init__(
-        self, sampler: Any, source: Backend, policy: Policy, probe: list[int], tolerance: float, *, as_in_files: bool
+        self,
+        sampler: Any,
+        source: Backend,
+        policy: Policy,
+        probe: list[int],
+        tolerance: float,
+        *,
+        as_in_files: bool,
+        fp8: bool = False,
     ):
-        """as_in_files: whether the engine knows weights by the names that they have in files, or by the model's own."""
+        """as_in_files: whether the engine knows weights by the names that they have in files, or by the model's own.
+        fp8: whether weights that the policy's products read in FP8 are sent so."""
         self.sampler, self.source, self.policy, self.as_in_files = sampler, source, policy, as_in_files
         self.probe, self.tolerance = probe, tolerance
+        self.in_fp8 = sent_in_fp8(policy.model, as_in_files=as_in_files) if fp8 else {}
 
     def send(self, version: int) -> dict[str, float]:
         """Returns metrics of the update."""
@@ -49,7 +61,9 @@ class Sync:
     def weights(self) -> Iterable[tuple[str, Tensor]]:
         """All of them, as the engine knows them."""
         named = self.source.named_weights()
-        return checkpoint_weights(self.policy.model, named) if self.as_in_files else named
+        if self.as_in_files:
+            named = checkpoint_weights(self.policy.model, named)
+        return quantized_weights(named, self.in_fp8)
 
     def make_room(self) -> None:
         """Between rollout and training: an engine on the trainer's devices gives their memory back."""
@@ -59,6 +73,16 @@ class Sync:
     def close(self) -> None:
         if not isinstance(self.sampler, LocalSampler):
             self.sampler.close()
+
+
+def sent_in_fp8(model: Any, *, as_in_files: bool) -> dict[str, Fp8Context]:
+    """`fp8_weights`, perhaps by the names in files. (There an expert's gate and up are weights of their own, with
+    blocks of their own; those of the stacked ones are the same where their size is a multiple of 128.)"""
+    found = fp8_weights(model)
+    if not as_in_files:
+        return found
+    parts = {name: torch.empty(model.get_parameter(name).shape, device="meta") for name in found}
+    return {n: found[name] for name, part in parts.items() for n, _ in checkpoint_weights(model, [(name, part)])}
 
 
 @torch.no_grad()
