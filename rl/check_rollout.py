@@ -13,7 +13,6 @@ from rl.recipe import GRPORecipe, PrecisionSpec
 from rl.recipe_io import RecipeError
 from rl.recipe_workers import WorkersSpec
 
-
 BLOCKWISE = "fp8_per_block"  # vLLM's name for weights in blocks of 128 x 128, made of those that it is sent
 
 
@@ -50,7 +49,7 @@ def _check_rounding(recipe: GRPORecipe) -> list[str]:
         chosen = spec.options.get("precision", recipe.precision)
         if PrecisionSpec.model_validate(chosen) == recipe.precision:
             return []
-        return ["rollout.workers.options.precision: the workers round otherwise than the trainer (precision); remove it"]
+        return ["rollout.workers.options.precision: the workers would round otherwise than the trainer; remove it"]
     given = spec.options.get("quantization")
     if fp8 and spec.weights == "model" and given != BLOCKWISE:
         return [

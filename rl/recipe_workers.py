@@ -111,7 +111,8 @@ def check_mode(engine: Engine, mode: Mode, workers: WorkersSpec | None) -> None:
     if mode == "colocate":
         if engine == "local":
             raise ValueError("mode: colocate is for engine: vllm; a local engine in the trainer is mode: inprocess")
-        other = (workers.model_fields_set if workers else set()) - {"options", "probe_tolerance", "bucket_mb", "weights"}
+        known = {"options", "probe_tolerance", "bucket_mb", "weights"}
+        other = (workers.model_fields_set if workers else set()) - known
         if other:
             raise ValueError(f"workers.{min(other)} means nothing with mode: colocate, which has no worker processes")
     if mode == "server" and (workers is None or not (workers.count or workers.urls)):
