@@ -20,13 +20,13 @@ from model.fp8.named import SCALE, fp8_weights, plain_weights, quantized_weights
 from recipes import SCRATCH, grpo, metrics
 from rl.check_rollout import check_rollout, rollout_table
 from rl.objective import mismatch
-from rl.policy.names import checkpoint_weights
+from rl.policy.names import checkpoint_weights, in_fp8
 from rl.policy.packing import Document
 from rl.policy.policy import Policy
 from rl.recipe_io import RecipeError, validate
 from rl.rollout import LocalSampler, SamplingParams
 from rl.rollout.local_engine import LocalEngine
-from rl.rollout.sync import probe_logprobs, sent_in_fp8
+from rl.rollout.sync import probe_logprobs
 from rl.rollout.types import Sample
 from rl.rollout.workers.buckets import checksum, packed, staged_bytes
 from rl.rollout.workers.client import WorkerClient
@@ -123,9 +123,9 @@ def test_a_sampler_that_got_fp8_has_the_weights_of_one_that_got_bfloat16(make, d
             parameter.mul_(1.25)
     contexts = fp8_weights(trainer)
     samplers = []
-    for in_fp8 in ({}, contexts):
+    for names in ({}, contexts):
         engine = LocalEngine(LocalSampler(converted(make()).to(dtype), tokenizer(EOS)))
-        engine.update_weights(quantized_weights(trainer.state_dict().items(), in_fp8), 1)
+        engine.update_weights(quantized_weights(trainer.state_dict().items(), names), 1)
         samplers.append(engine.sampler.model)
         assert_same_bits(engine.sampler.model, trainer)
     for name, tensor in trainer.state_dict().items():
@@ -154,11 +154,11 @@ def test_what_is_sent_takes_half_the_bytes(make):
 def test_in_files_experts_are_named_one_by_one():
     """As released checkpoints have them; for sizes that are multiples of 128 the bits are those of the stacked ones."""
     trainer = converted(model_of(moe_intermediate_size=128, num_hidden_layers=2))
-    sent = sent_in_fp8(trainer, as_in_files=True)
-    assert len(sent) > len(fp8_weights(trainer)) and not any("gate_up" in name for name in sent)
-    assert not any(part in name for name in sent for part in ("mlp.gate.", "embed", "norm", "lm_head"))
-    stream = dict(quantized_weights(checkpoint_weights(trainer, trainer.state_dict().items()), sent))
-    assert sent.keys() <= stream.keys() and {name + SCALE for name in sent} <= stream.keys()
+    chosen = in_fp8(trainer, as_in_files=True)
+    assert len(chosen) > len(fp8_weights(trainer)) and not any("gate_up" in name for name in chosen)
+    assert not any(part in name for name in chosen for part in ("mlp.gate.", "embed", "norm", "lm_head"))
+    stream = dict(quantized_weights(checkpoint_weights(trainer, trainer.state_dict().items()), chosen))
+    assert chosen.keys() <= stream.keys() and {name + SCALE for name in chosen} <= stream.keys()
     experts = "model.layers.1.mlp.experts"
     stacked = trainer.get_submodule(experts)
     stacked.quantize_weights()
@@ -169,7 +169,7 @@ def test_in_files_experts_are_named_one_by_one():
         scales = [stream[f"{experts}.{expert}.{part}_proj.weight{SCALE}"] for part in ("gate", "up")]
         assert torch.equal(torch.cat(scales), both.scales[expert])
     plain = converted(dense())
-    assert sent_in_fp8(plain, as_in_files=True).keys() == fp8_weights(plain).keys()
+    assert in_fp8(plain, as_in_files=True).keys() == fp8_weights(plain).keys()
 
 
 # ---- workers -------------------------------------------------------------------------------------------
@@ -195,8 +195,8 @@ def test_a_worker_in_fp8_draws_from_the_trainers_distribution(tmp_path, spool):
     try:
         workers.fleet.start()
         drawn, sizes = [], []
-        for version, in_fp8 in enumerate(({}, fp8_weights(trainer)), start=1):
-            workers.update_weights(quantized_weights(trainer.state_dict().items(), in_fp8), version)
+        for version, names in enumerate(({}, fp8_weights(trainer)), start=1):
+            workers.update_weights(quantized_weights(trainer.state_dict().items(), names), version)
             assert workers.sync.probe < 1e-4
             drawn.append(workers.generate(prompts, params))
             sizes.append(workers.sync.bytes)
@@ -259,7 +259,7 @@ VLLM = {**SERVER, "rollout__engine": "vllm"}
         ({"rollout__workers": {"count": 1, "weights": "pf8"}}, "did you mean 'fp8'"),
     ],
 )
-def test_what_cannot_be_sent_in_fp8(tmp_path, changes, says):
+def test_what_cannot_be_in_fp8(tmp_path, changes, says):
     with pytest.raises(RecipeError, match=r"rollout\.workers\.weights") as error:
         validate(grpo(tmp_path, **SERVER, **changes))
     assert says in str(error.value)

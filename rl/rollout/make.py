@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rl.policy.backend import Backend
-from rl.policy.export import export_model
-from rl.policy.load import is_local
 from rl.policy.policy import Policy
 from rl.recipe import GRPORecipe
 from rl.recipe_gkd import GKDRecipe
@@ -18,6 +16,7 @@ from rl.recipe_io import RecipeError
 from rl.recipe_workers import WorkersSpec
 from rl.rollout.local import LocalSampler
 from rl.rollout.probe import probe_tokens
+from rl.rollout.starting import model_folder, write_starting_model
 from rl.rollout.sync import Sync, probe_logprobs
 from rl.rollout.workers.client import WorkerClient
 from rl.rollout.workers.command import read_secret
@@ -73,9 +72,9 @@ def _colocated(recipe: Sampling, backend: Backend, tokenizer: Any, run: Run) -> 
     from rl.rollout.vllm_sampler import VLLMSampler
 
     options = _options(recipe, record_routing=False)
-    _starting_model(recipe, backend, tokenizer, run)
+    write_starting_model(recipe, backend, tokenizer, run)
     own = {name: options.pop(name) for name in ("dtype", "max_model_len", "max_slots", "seed") if name in options}
-    engine = VLLMEngine(str(_model_folder(recipe, run)), **own, sleeping=True, extra=options)
+    engine = VLLMEngine(str(model_folder(recipe, run)), **own, sleeping=True, extra=options)
     return VLLMSampler(engine)
 
 
@@ -89,7 +88,7 @@ def _served(
     assert spec is not None
     fleet, secret, error = None, "", None
     if spec.count:
-        _starting_model(recipe, backend, tokenizer, run)
+        write_starting_model(recipe, backend, tokenizer, run)
     if backend.rank == 0:
         try:
             secret = _secret(spec, run)
@@ -144,7 +143,7 @@ def _started(
         number,
         folder,
         engine=recipe.rollout.engine,
-        model=str(_model_folder(recipe, run)),
+        model=str(model_folder(recipe, run)),
         secret_file=Path(spec.secret_file).expanduser() if spec.secret_file else folder / "secret",
         host=spec.host,
         port=spec.ports[number] if spec.ports else 0,
@@ -176,20 +175,6 @@ def _secret(spec: WorkersSpec, run: Run) -> str:
     if spec.secret_file is not None:
         return read_secret(Path(spec.secret_file).expanduser())
     return write_secret(run.folder / "workers" / "secret")
-
-
-def _model_folder(recipe: Sampling, run: Run) -> Path:
-    """What an engine is started from: the recipe's folder if it is the policy as it is, else one that we write."""
-    spec = recipe.model
-    plain = spec.path is not None and is_local(spec.path) and not spec.config and spec.tokenizer is None
-    return Path(str(spec.path)).expanduser().resolve() if plain else run.folder / "workers" / "model"
-
-
-def _starting_model(recipe: Sampling, backend: Backend, tokenizer: Any, run: Run) -> None:
-    """Writes that folder, where it has to be."""
-    target = _model_folder(recipe, run)
-    if target.is_relative_to(run.folder / "workers"):
-        export_model(target, backend, tokenizer, adapters=recipe.model.lora is not None)
 
 
 def spool_folder(given: str | None, output: Path, bytes_: int) -> Path:

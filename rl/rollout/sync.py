@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.fp8.context import Fp8Context
-from model.fp8.named import fp8_weights, quantized_weights
+from model.fp8.named import quantized_weights
 from rl.policy.backend import Backend
-from rl.policy.names import checkpoint_weights
+from rl.policy.names import checkpoint_weights, in_fp8
 from rl.policy.packing import Document
 from rl.policy.policy import Policy
 from rl.rollout.local import LocalSampler
@@ -40,7 +39,7 @@ class Sync:
         fp8: whether weights that the policy's products read in FP8 are sent so."""
         self.sampler, self.source, self.policy, self.as_in_files = sampler, source, policy, as_in_files
         self.probe, self.tolerance = probe, tolerance
-        self.in_fp8 = sent_in_fp8(policy.model, as_in_files=as_in_files) if fp8 else {}
+        self.in_fp8 = in_fp8(policy.model, as_in_files=as_in_files) if fp8 else {}
 
     def send(self, version: int) -> dict[str, float]:
         """Returns metrics of the update."""
@@ -73,16 +72,6 @@ class Sync:
     def close(self) -> None:
         if not isinstance(self.sampler, LocalSampler):
             self.sampler.close()
-
-
-def sent_in_fp8(model: Any, *, as_in_files: bool) -> dict[str, Fp8Context]:
-    """`fp8_weights`, perhaps by the names in files. (There an expert's gate and up are weights of their own, with
-    blocks of their own; those of the stacked ones are the same where their size is a multiple of 128.)"""
-    found = fp8_weights(model)
-    if not as_in_files:
-        return found
-    parts = {name: torch.empty(model.get_parameter(name).shape, device="meta") for name in found}
-    return {n: found[name] for name, part in parts.items() for n, _ in checkpoint_weights(model, [(name, part)])}
 
 
 @torch.no_grad()
