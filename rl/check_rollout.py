@@ -9,11 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rl.recipe import GRPORecipe, PrecisionSpec
+from rl.check_rounding import check_rounding
+from rl.recipe import GRPORecipe
 from rl.recipe_io import RecipeError
 from rl.recipe_workers import WorkersSpec
-
-BLOCKWISE = "fp8_per_block"  # vLLM's name for weights in blocks of 128 x 128, made of those that it is sent
 
 
 def check_rollout(recipe: GRPORecipe) -> list[str]:
@@ -29,40 +28,8 @@ def check_rollout(recipe: GRPORecipe) -> list[str]:
     if rollout.engine == "vllm" and here and find_spec("vllm") is None:
         other = "" if rollout.mode == "colocate" else ", or name the interpreter of one: rollout.workers.python"
         warnings.append(f"rollout.engine: vLLM is not installed here; run in an environment that has it{other}")
-    warnings += _check_rounding(recipe)
+    warnings += check_rounding(recipe)
     return warnings + (_check_workers(workers) if workers is not None and rollout.mode == "server" else [])
-
-
-def _check_rounding(recipe: GRPORecipe) -> list[str]:
-    """Whether an engine with weights of its own rounds as the trainer does; what it does in FP8 nothing else shows."""
-    rollout, fp8 = recipe.rollout, recipe.precision.kind == "fp8"
-    spec = rollout.workers or WorkersSpec()
-    if rollout.mode == "inprocess":
-        return []
-    if spec.urls:
-        start = "precision=fp8" if rollout.engine == "local" else "quantization=fp8_per_block"
-        if spec.weights == "fp8" and rollout.engine == "vllm":
-            start = "--model FOLDER, a checkpoint in FP8 (docs/rollouts.md)"
-        warning = f"rollout.workers.urls: with precision: fp8 their owner must have started them with {start}"
-        return [warning] if fp8 else []
-    if rollout.engine == "local":
-        chosen = spec.options.get("precision", recipe.precision)
-        if PrecisionSpec.model_validate(chosen) == recipe.precision:
-            return []
-        return ["rollout.workers.options.precision: the workers would round otherwise than the trainer; remove it"]
-    given = spec.options.get("quantization")
-    if fp8 and spec.weights == "model" and given != BLOCKWISE:
-        return [
-            f"rollout.workers.options.quantization: with precision: fp8 the trainer rounds weights in blocks, vLLM "
-            f"{'rounds none' if given is None else f'({given}) otherwise'}; set {BLOCKWISE}, or "
-            "rollout.workers.weights: fp8"
-        ]
-    if not fp8 and given is not None:
-        return [
-            f"rollout.workers.options.quantization: {given} rounds weights that the trainer does not round; remove it, "
-            f"or set precision: fp8 and {BLOCKWISE}"
-        ]
-    return []
 
 
 def _check_workers(spec: WorkersSpec) -> list[str]:

@@ -277,13 +277,15 @@ def test_what_cannot_be_in_fp8(tmp_path, changes, says):
          "started them with precision=fp8"),
         ({**VLLM, "precision": "fp8", "rollout__workers": {"count": 1, "python": "python3"}}, "vLLM rounds none"),
         ({**VLLM, "precision": "fp8", "rollout__workers": {"count": 1, "options": {"quantization": "fp8"}}},
-         "vLLM (fp8) otherwise"),
+         "rounds them otherwise (fp8)"),
         ({**VLLM, "precision": "fp8", "rollout__workers": {"count": 1, "options": {"quantization": "fp8_per_block"}}},
          None),
         ({**VLLM, "precision": "fp8", "rollout__workers": {"count": 1, "weights": "fp8"}}, None),
         ({**VLLM, "rollout__workers": {"count": 1, "options": {"quantization": "fp8_per_block"}}},
          "fp8_per_block rounds weights that the trainer does not"),
         ({"rollout__mode": "colocate", "rollout__engine": "vllm", "precision": "fp8"}, "vLLM rounds none"),
+        ({**SERVER, "precision": "fp8", "model__lora": {"r": 4}, "rollout__workers": {"count": 1}},
+         "server rounds merged weights"),
     ],
 )  # fmt: skip
 def test_check_warns_of_a_sampler_that_rounds_otherwise(tmp_path, changes, says):
@@ -293,7 +295,13 @@ def test_check_warns_of_a_sampler_that_rounds_otherwise(tmp_path, changes, says)
         changes = {**changes, "rollout__workers": {**workers, "secret_file": str(tmp_path / "secret")}}
     warnings = [w for w in check_rollout(validate(grpo(tmp_path, **changes))) if "vLLM is not installed" not in w]
     assert len(warnings) == (says is not None)
-    assert says is None or (says in warnings[0] and warnings[0].startswith("rollout.workers."))
+    assert says is None or (says in warnings[0] and warnings[0].startswith("rollout."))
+
+
+def test_check_refuses_a_precision_of_workers_that_there_is_not(tmp_path):
+    workers = {"count": 1, "options": {"precision": "fp16"}}
+    with pytest.raises(RecipeError, match="rollout.workers.options.precision: remove it"):
+        check_rollout(validate(grpo(tmp_path, **SERVER, rollout__workers=workers)))
 
 
 def test_check_says_how_weights_are_sent(tmp_path):
