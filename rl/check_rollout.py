@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from rl.check_rounding import check_rounding
 from rl.recipe import GRPORecipe
 from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError
@@ -25,7 +26,7 @@ def check_rollout(recipe: GRPORecipe | GKDRecipe) -> list[str]:
         )
     if rollout.engine == "vllm":
         check_temperature("rollout.temperature", rollout.temperature)
-    warnings = _check_evaluation(recipe)
+    warnings = _check_evaluation(recipe) + check_rounding(recipe)
     if rollout.mode == "colocate" and find_spec("vllm") is None:
         warnings.append("rollout.engine: vLLM is not installed here; run in an environment that has it")
     if rollout.mode == "server" and workers is not None:
@@ -106,7 +107,8 @@ def rollout_table(recipe: GRPORecipe | GKDRecipe) -> list[str]:
     return [
         *lines,
         f"workers                   {source(spec)}, shared by {world} process(es)",
-        f"weights                   {spec.chosen_transport}, in pieces of {spec.bucket_mb} MiB",
+        f"weights                   {spec.chosen_transport}, in pieces of {spec.bucket_mb} MiB"
+        + (", those of FP8 products in FP8" if spec.weights == "fp8" else ""),
         f"lost after                {spec.deadline_s:g} s of silence"
         + (f", then started again, at most {spec.max_restarts} times" if spec.count else ", until it answers again"),
     ]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from data.spec import ProblemSpec, TextSpec
 from rewards.spec import RewardSpec
-from rl.recipe_workers import Engine, Mode, WorkersSpec, check_mode
+from rl.recipe_workers import Engine, Mode, WorkersSpec, check_mode, check_weights
 
 Preset = Literal["671b", "16b", "tiny"]
 Positive = Annotated[int, Field(gt=0)]
@@ -359,6 +359,7 @@ class GRPORecipe(TrainSpec):
         moves = self.grpo.reference.replace_every or self.grpo.reference.ema
         if self.model.lora is not None and moves:
             raise ValueError("grpo.reference: with model.lora it is the model without adapters, and does not move")
+        check_weights(self.rollout.workers, fp8=self.precision.kind == "fp8", adapters=self.model.lora is not None)
         if corrected and sampler_is_old:
             raise ValueError("grpo.correction: with grpo.old_logprobs: sampler the ratio itself carries the correction")
         return self

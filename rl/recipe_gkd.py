@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from data.spec import ProblemSpec
 from rl.recipe import Fraction, ModelSpec, MoESpec, Positive, RolloutSpec, Strict, TrainSpec
+from rl.recipe_workers import check_weights
 
 
 class GKDSpec(Strict):
@@ -43,6 +44,7 @@ class GKDRecipe(TrainSpec):
             raise ValueError(
                 "rollout.temperature must be above 0, or gkd.samples_per_prompt 1: greedy samples of a prompt are equal"
             )
+        check_weights(self.rollout.workers, fp8=self.precision.kind == "fp8", adapters=self.model.lora is not None)
         return self
 
     @property

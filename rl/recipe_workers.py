@@ -37,6 +37,9 @@ class WorkersSpec(BaseModel):
     transport: Literal["files", "http", "collective"] | None = Field(
         None, description="of weights; None = files for workers started here, http for others"
     )
+    weights: Literal["model", "fp8"] = Field(
+        "model", description="how weights are sent: all in model.dtype, or those that `precision: fp8` rounds in FP8"
+    )
     folder: str | None = Field(None, description="where weights wait for workers; None = shared memory if it has room")
     collective: Literal["gloo", "nccl"] = Field("gloo", description="of transport collective")
     collective_host: str = Field("127.0.0.1", description="address of the first process that workers can reach")
@@ -124,8 +127,25 @@ def check_mode(engine: Engine, mode: Mode, workers: WorkersSpec | None) -> None:
     if mode == "colocate":
         if engine == "local":
             raise ValueError("mode: colocate is for engine: vllm; a local engine in the trainer is mode: inprocess")
-        other = (workers.model_fields_set if workers else set()) - {"options", "probe_tolerance", "bucket_mb"}
+        known = {"options", "probe_tolerance", "bucket_mb", "weights"}
+        other = (workers.model_fields_set if workers else set()) - known
         if other:
             raise ValueError(f"workers.{min(other)} means nothing with mode: colocate, which has no worker processes")
     if mode == "server" and (workers is None or not (workers.count or workers.urls)):
         raise ValueError("mode: server needs workers.count (to be started here) or workers.urls")
+
+
+def check_weights(workers: WorkersSpec | None, *, fp8: bool, adapters: bool) -> None:
+    """Raises ValueError where weights would be sent in FP8 that the trainer does not round so."""
+    if workers is None or workers.weights != "fp8":
+        return
+    if not fp8:
+        raise ValueError(
+            "rollout.workers.weights: fp8 needs precision: fp8: else the sampler's weights would be rounded and the "
+            "trainer's not; set weights: model"
+        )
+    if adapters:
+        raise ValueError(
+            "rollout.workers.weights: fp8 would round what adapters add, which the trainer does not; with model.lora "
+            "set weights: model"
+        )

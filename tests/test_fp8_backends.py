@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from model.fp8 import fp8_gemm, quantize_activation, quantize_weight
 from model.fp8 import reference as fp8
-from model.fp8.backends import BACKENDS, choose, describe
+from model.fp8.backends import BACKENDS, Backend, choose, describe
 
 
 def test_on_a_cpu_the_reference_runs():
@@ -16,6 +19,16 @@ def test_on_a_cpu_the_reference_runs():
     x, weight = torch.ones(2, 128), torch.ones(3, 128)
     a, b = quantize_activation(x, backend="reference"), quantize_weight(weight, backend="reference")
     assert (fp8_gemm(a, b, backend="reference") == 128).all()
+
+
+def test_a_backend_takes_over_what_it_has_not_itself(monkeypatch):
+    mine = SimpleNamespace(fp8_gemm=lambda a, b: None, helper=lambda: None)
+    monkeypatch.setitem(sys.modules, "mine", mine)
+    backend = Backend("mine", "mine", lambda device: None, rest="model.fp8.reference")
+    operators = backend.operators
+    assert operators is backend.operators and operators.fp8_gemm is mine.fp8_gemm
+    assert operators.quantize_both is fp8.quantize_both and operators.grouped_wgrad is fp8.grouped_wgrad
+    assert not hasattr(operators, "helper")
 
 
 @pytest.mark.parametrize("name", ["triton", "scaled_mm", "deep_gemm"])

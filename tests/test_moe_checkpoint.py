@@ -16,7 +16,7 @@ from transformers import AutoConfig, DeepseekV3ForCausalLM
 from model import MoEConfig, MoEForCausalLM
 from model.checkpoint import Checkpoint, CheckpointError, save_fp8
 from model.checkpoint.__main__ import main
-from model.checkpoint.export import fp8_piece
+from model.checkpoint.export import released_piece
 from model.checkpoint.names import main_tensors, module_copies
 
 # Several blocks and ragged edges in both directions: dense 200 x 320, latents 48 x 200, queries 192 x 64.
@@ -151,7 +151,7 @@ def test_published_size():
     with torch.device("meta"):
         named = main_tensors(MoEForCausalLM(config).state_dict(), config)
     named.update({copy: named[name] for copy, name in module_copies(config).items()})
-    layout = [t for name, w in named.items() for t in fp8_piece(name, tuple(w.shape), w.clone).layout.values()]
+    layout = [t for name, w in named.items() for t in released_piece(name, tuple(w.shape), w.clone).layout.values()]
     headers = 688_586_727_753 - sum(t.numel() * t.element_size() for t in layout)
     assert len(layout) == 91_991
     assert 100 < headers / len(layout) < 200

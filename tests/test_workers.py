@@ -281,7 +281,7 @@ def test_one_killed_and_one_stopped_at_the_same_time(tmp_path, spool):
     assert all(p._process.poll() is not None for p in processes)
 
 
-def process(folder, spool, number: int, python: str | None = None) -> WorkerProcess:
+def process(folder, spool, number: int, python: str | None = None, **options) -> WorkerProcess:
     """A worker of other weights than the trainer's."""
     tiny_model("llama", seed=1).save_pretrained(folder / "model")
     character_tokenizer().save_pretrained(folder / "model")
@@ -298,7 +298,7 @@ def process(folder, spool, number: int, python: str | None = None) -> WorkerProc
         python=python,
         env={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         cores=None,
-        options={"dtype": "float32", "max_slots": 4},
+        options={"dtype": "float32", "max_slots": 4, **options},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,26 +40,38 @@ def save_fp8(model: Any, folder: str | Path, max_shard_size: int | str = SHARD) 
     named = needed(main_tensors(model.state_dict(), model.config), model.config)
     for copy, main in module_copies(model.config).items():
         named[copy] = named[main]
-    pieces = [fp8_piece(name, tuple(tensor.shape), tensor.detach) for name, tensor in named.items()]
+    pieces = [released_piece(name, tuple(tensor.shape), tensor.detach) for name, tensor in named.items()]
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     write(folder, pieces, _fp8_config(json.loads(model.config.to_json_string())), max_shard_size)
 
 
-def export_fp8(source: Path, target: Path, max_shard_size: int | str = SHARD) -> None:
-    """The same from a folder of float32, float16 or bfloat16 files; tokenizer and other small files are copied."""
+def export_fp8(
+    source: Path,
+    target: Path,
+    max_shard_size: int | str = SHARD,
+    *,
+    weights: Collection[str] | None = None,
+    kept: Collection[str] = (),
+) -> None:
+    """The same from a folder of float32, float16 or bfloat16 files; tokenizer and other small files are copied.
+
+    weights: names of those to quantise; None = as in the release, whose names only its family has.
+    kept: names of linear layers that are not quantised, for engines that would expect them to be.
+    """
     checkpoint, config = _source(source)
     if checkpoint.fp8:
         raise CheckpointError(f"{source} is in FP8 already")
-    if config.get("model_type") not in FAMILY:
+    if weights is None and config.get("model_type") not in FAMILY:
         raise CheckpointError(f"{source} is a model of type {config.get('model_type')}, not {' or '.join(FAMILY)}")
     empty_folder(target)
+    chosen = is_quantized if weights is None else weights.__contains__
     pieces = [
-        fp8_piece(name, shape, partial(checkpoint.read, name, torch.float32))
+        (_fp8_piece if chosen(name) else _plain_piece)(name, shape, partial(checkpoint.read, name, torch.float32))
         for name, shape in checkpoint.shape.items()
     ]
     _copy_others(source, target)
-    write(target, pieces, _fp8_config(config), max_shard_size)
+    write(target, pieces, _fp8_config(config, kept), max_shard_size)
 
 
 def dequantise(source: Path, target: Path, max_shard_size: int | str = SHARD) -> None:
@@ -76,10 +88,12 @@ def dequantise(source: Path, target: Path, max_shard_size: int | str = SHARD) ->
     write(target, pieces, _typed({k: v for k, v in config.items() if k != "quantization_config"}), max_shard_size)
 
 
-def fp8_piece(name: str, shape: tuple[int, ...], read: Callable[[], Tensor]) -> Piece:
+def released_piece(name: str, shape: tuple[int, ...], read: Callable[[], Tensor]) -> Piece:
     """One tensor of the release: as it is, or quantised with its scales. `read` gives its values."""
-    if not is_quantized(name):
-        return _plain_piece(name, shape, read)
+    return (_fp8_piece if is_quantized(name) else _plain_piece)(name, shape, read)
+
+
+def _fp8_piece(name: str, shape: tuple[int, ...], read: Callable[[], Tensor]) -> Piece:
 
     def make() -> dict[str, Tensor]:
         q, scale = quantize_blocks(read())
@@ -105,8 +119,9 @@ def _source(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
     return Checkpoint.in_folder(folder), read_json(folder / CONFIG)
 
 
-def _fp8_config(config: dict[str, Any]) -> dict[str, Any]:
-    return {**_typed(config), "quantization_config": QUANTIZATION}
+def _fp8_config(config: dict[str, Any], kept: Collection[str] = ()) -> dict[str, Any]:
+    names = {"modules_to_not_convert": sorted(kept)} if kept else {}
+    return {**_typed(config), "quantization_config": QUANTIZATION | names}
 
 
 def _typed(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Which code runs the FP8 operators on which device. A backend is a module with the functions of `Operators`.
+"""Which code runs the FP8 operators on which device. A backend is a module with functions of `Operators`.
 
-To add one, write such a module (`reference.py` says what each function does) and list it in BACKENDS.
+To add one, write such a module (`reference.py` says what each function does) and list it in BACKENDS. It may leave to
+another module what that one does as well.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
 from typing import Protocol, cast
 
 import torch
@@ -63,15 +66,22 @@ class Operators(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """missing: what the device lacks for it, or None if it runs there."""
+    """missing: what the device lacks for it, or None if it runs there. rest: the module that has the functions which
+    `module` lacks."""
 
     name: str
     module: str
     missing: Callable[[torch.device], str | None]
+    rest: str | None = None
 
-    @property
+    @cached_property
     def operators(self) -> Operators:
-        return cast(Operators, importlib.import_module(self.module))
+        own = importlib.import_module(self.module)
+        if self.rest is None:
+            return cast(Operators, own)
+        rest = importlib.import_module(self.rest)
+        names = [name for name in vars(Operators) if not name.startswith("_")]
+        return cast(Operators, SimpleNamespace(**{name: getattr(own, name, getattr(rest, name)) for name in names}))
 
 
 def _nothing(device: torch.device) -> str | None:
@@ -116,8 +126,8 @@ BACKENDS = {
     for backend in (
         Backend("reference", "model.fp8.reference", _nothing),
         Backend("triton", "model.fp8.kernels", _no_triton),
-        Backend("scaled_mm", "model.fp8.with_scaled_mm", _no_scaled_mm),
-        Backend("deep_gemm", "model.fp8.with_deep_gemm", _no_deep_gemm),
+        Backend("scaled_mm", "model.fp8.with_scaled_mm", _no_scaled_mm, rest="model.fp8.kernels"),
+        Backend("deep_gemm", "model.fp8.with_deep_gemm", _no_deep_gemm, rest="model.fp8.kernels"),
     )
 }
 

@@ -56,6 +56,10 @@ class Fp8Context:
     def weight(self) -> QuantizedWeight:
         return QuantizedWeight(self.weight_rounding, self.keep_weights)
 
+    def quantize(self, weight: Tensor) -> Quantized:
+        """A weight of the model, wherever it is, as the products see it."""
+        return self.operators(weight.device).quantize_weight(weight.detach().to(self.weight_rounding or weight.dtype))
+
     def input(self, x: Tensor, *, power_of_two: bool, columns: bool) -> Input:
         """x [..., K] quantised. Projections that read the same tensor one after another (queries and latents, gate and
         up) share one copy, in the product and in what is kept for the backward pass."""
@@ -80,9 +84,13 @@ class Fp8Context:
 
 
 class Fp8Module(nn.Module):
-    """A layer that computes in FP8, with what it shares with the others of its model."""
+    """A layer that computes in FP8, with what it shares with the others of its model.
+
+    in_fp8: names of the parameters that its products read so.
+    """
 
     context: Fp8Context
+    in_fp8: tuple[str, ...]
 
     def quantize_weights(self) -> None:
         raise NotImplementedError

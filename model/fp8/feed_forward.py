@@ -81,6 +81,7 @@ class Fp8Experts(Experts, Fp8Module):
     [R, 2I] in E4M3.
     """
 
+    in_fp8 = ("gate_up_proj", "down_proj")
     gate_up_quantized: QuantizedWeight
     down_quantized: QuantizedWeight
 

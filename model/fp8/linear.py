@@ -30,6 +30,7 @@ class Fp8Linear(nn.Linear, Fp8Module):
     The weight may change in place between forward passes; see `weights_changed` for ways that are not noticed.
     """
 
+    in_fp8 = ("weight",)
     quantized: QuantizedWeight
     power_of_two: bool
 

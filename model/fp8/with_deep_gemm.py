@@ -1,5 +1,5 @@
-"""The Triton kernels, with DeepGEMM's for the dense products of shapes that it takes. Its grouped products want groups
-in whole blocks or their sizes on the host; ours want neither, and stay.
+"""Dense products by DeepGEMM, beside the Triton kernels, for the shapes that it takes. Its grouped products want groups
+in whole blocks or their sizes on the host; the kernels want neither.
 """
 
 from __future__ import annotations
@@ -9,27 +9,7 @@ from torch import Tensor
 
 from model.fp8 import kernels
 from model.fp8.blocks import BLOCK
-from model.fp8.kernels import (
-    grouped_gemm,
-    grouped_wgrad,
-    quantize_activation,
-    quantize_both,
-    quantize_weight,
-    swiglu_quantize,
-    swiglu_quantize_backward,
-)
 from model.fp8.quantized import ROW, TILE, Quantized, check_product
-
-__all__ = [
-    "fp8_gemm",
-    "grouped_gemm",
-    "grouped_wgrad",
-    "quantize_activation",
-    "quantize_both",
-    "quantize_weight",
-    "swiglu_quantize",
-    "swiglu_quantize_backward",
-]
 
 
 def fp8_gemm(

@@ -1,4 +1,4 @@
-"""The Triton kernels, with cuBLAS (through torch) for the dense products of shapes that it takes: forward and input
+"""Dense products by cuBLAS (through torch), beside the Triton kernels, for the shapes that it takes: forward and input
 gradient, bfloat16, whole tiles. Weight gradients are added to float32 in place, which scaled_mm cannot do.
 """
 
@@ -10,27 +10,7 @@ from torch import Tensor
 
 from model.fp8 import kernels
 from model.fp8.blocks import BLOCK
-from model.fp8.kernels import (
-    grouped_gemm,
-    grouped_wgrad,
-    quantize_activation,
-    quantize_both,
-    quantize_weight,
-    swiglu_quantize,
-    swiglu_quantize_backward,
-)
 from model.fp8.quantized import TILE, Quantized, check_product
-
-__all__ = [
-    "fp8_gemm",
-    "grouped_gemm",
-    "grouped_wgrad",
-    "quantize_activation",
-    "quantize_both",
-    "quantize_weight",
-    "swiglu_quantize",
-    "swiglu_quantize_backward",
-]
 
 
 def fp8_gemm(

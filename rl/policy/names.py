@@ -11,7 +11,11 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from model.fp8.context import Fp8Context
+from model.fp8.named import fp8_weights
 
 _LAYER = re.compile(r"\.layers\.\d+\.")
 
@@ -24,6 +28,16 @@ def checkpoint_weights(model: Any, named: Iterable[tuple[str, Tensor]]) -> Itera
     for layer, group in groupby(named, key=lambda pair: _layer_of(pair[0])):
         part = dict(group)
         yield from (_reverted(model, part) if layer else part).items()
+
+
+def in_fp8(model: Any, *, as_in_files: bool) -> dict[str, Fp8Context]:
+    """`fp8_weights`, if wanted by the names in files. (There an expert's gate and up are weights of their own, with
+    blocks of their own; those of the stacked ones are the same where their size is a multiple of 128.)"""
+    found = fp8_weights(model)
+    if not as_in_files:
+        return found
+    parts = {name: torch.empty(model.get_parameter(name).shape, device="meta") for name in found}
+    return {n: found[name] for name, part in parts.items() for n, _ in checkpoint_weights(model, [(name, part)])}
 
 
 def _layer_of(name: str) -> str:

@@ -13,25 +13,29 @@ from rl.run.progress import Progress
 
 
 def apply_precision(model: Any, spec: PrecisionSpec, processes: Processes, progress: Progress) -> None:
-    """Turns layers of a model into FP8 ones where the recipe asks for it, and says so in the log.
+    """Turns layers of a trainer's model into FP8 ones where the recipe asks for it, and says so in the log.
 
     The model may still be elsewhere than on the process's device, where it will run.
     """
     if spec.kind != "fp8":
         return
-    sharded = processes.sharding.kind != "none"
     if processes.sharding.kind == "zero":
         raise RecipeError("precision: fp8 trains replicated or under FSDP2, not with DeepSpeed; choose another backend")
+    # Under FSDP2 gathered weights exist around their use only: there is nothing to keep a quantised copy of.
+    sharded = processes.sharding.kind != "none"
+    progress.line(convert(model, spec, processes.device, keep_weights=not sharded))
+
+
+def convert(model: Any, spec: PrecisionSpec, device: torch.device, *, keep_weights: bool = True) -> str:
+    """Turns layers of a model, which will run on `device`, into FP8 ones; returns what to say of it."""
     from model.fp8.convert import to_fp8
 
-    device = processes.device
     backend = backend_for(spec, device)
     try:
-        # Gathered weights exist around their use only: there is nothing to keep a quantised copy of.
-        found = to_fp8(model, backend=backend, device=device, skip=spec.skip, keep_weights=not sharded)
+        found = to_fp8(model, backend=backend, device=device, skip=spec.skip, keep_weights=keep_weights)
     except ValueError as error:
         raise RecipeError(f"precision: {error}") from error
-    progress.line(
+    return (
         f"precision: {len(found.converted)} layers with {found.parameters:,} parameters in FP8 by backend {backend} on "
         f"{device.type}, {len(found.kept)} layers not"
     )

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.fp8.named import plain_weights
 from rl.policy.load import DTYPES, load_model, load_tokenizer
-from rl.recipe import ModelSpec
+from rl.policy.precision import convert
+from rl.recipe import ModelSpec, PrecisionSpec
 from rl.rollout.local import LocalSampler, evaluating
 from rl.rollout.types import Sample, SamplingParams
 
@@ -40,17 +42,21 @@ class LocalEngine:
 
     @classmethod
     def load(
-        cls, model_path: str, *, dtype: str = "bfloat16", device: str | None = None, threads: int | None = None,
-        **options: Any,
+        cls, model_path: str, *, dtype: str = "bfloat16", precision: str | dict[str, Any] = "bf16",
+        device: str | None = None, threads: int | None = None, **options: Any,
     ) -> LocalEngine:  # fmt: skip
-        """From a model folder or hub id. options: of `LocalSampler` (max_slots, prefill_tokens, draft_tokens, ...)."""
+        """From a model folder or hub id. precision: as in a recipe. options: of `LocalSampler` (max_slots,
+        prefill_tokens, draft_tokens, ...)."""
         if threads is not None:
             torch.set_num_threads(threads)
         spec = ModelSpec.model_validate({"path": model_path, "dtype": dtype})
+        products = PrecisionSpec.model_validate(precision)
         tokenizer = load_tokenizer(spec)
         model = load_model(spec, tokenizer, dtype=DTYPES[spec.dtype])
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(LocalSampler(model.to(chosen), tokenizer, **options))
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if products.kind == "fp8":
+            print(convert(model, products, model.device), flush=True)
+        return cls(LocalSampler(model, tokenizer, **options))
 
     @property
     def version(self) -> int:
@@ -85,7 +91,7 @@ class LocalEngine:
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         self._between_batches("weights cannot change")
-        self.sampler.update_weights(named_tensors, version)
+        self.sampler.update_weights(plain_weights(named_tensors, self.sampler.model.device), version)
 
     @torch.inference_mode()
     def score(self, tokens: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rl.policy.backend import Backend
-from rl.policy.export import export_model
-from rl.policy.load import is_local
 from rl.policy.policy import Policy
 from rl.recipe import GRPORecipe
 from rl.recipe_gkd import GKDRecipe
@@ -18,6 +16,7 @@ from rl.recipe_io import RecipeError
 from rl.recipe_workers import WorkersSpec
 from rl.rollout.local import LocalSampler
 from rl.rollout.probe import probe_tokens
+from rl.rollout.starting import model_folder, write_starting_model
 from rl.rollout.sync import Sync, probe_logprobs
 from rl.rollout.workers.fleet import Fleet, FleetSettings, Probe
 from rl.rollout.workers.opening import open_fleet, workers_of
@@ -67,16 +66,25 @@ def make_sampler(
     sampler.progress = lambda done, all_: run.progress.update(f"{done}/{all_} completions")
     # Of somebody else's worker we do not know what it starts from, should its engine have to be started anew.
     ours = not (rollout.workers and rollout.workers.urls)
-    return Sync(sampler, backend, policy, probe, tolerance, as_in_files=rollout.engine == "vllm", keeps_others=ours)
+    return Sync(
+        sampler,
+        backend,
+        policy,
+        probe,
+        tolerance,
+        as_in_files=rollout.engine == "vllm",
+        fp8=rollout.workers is not None and rollout.workers.weights == "fp8",
+        keeps_others=ours,
+    )
 
 
 def _colocated(recipe: Sampling, options: dict[str, Any], backend: Backend, tokenizer: Any, run: Run) -> Any:
     from rl.rollout.vllm_engine import VLLMEngine
     from rl.rollout.vllm_sampler import VLLMSampler
 
-    _starting_model(recipe, backend, tokenizer, run)
+    write_starting_model(recipe, backend, tokenizer, run)
     own = {name: options.pop(name) for name in ("dtype", "max_model_len", "max_slots", "seed") if name in options}
-    engine = VLLMEngine(str(_model_folder(recipe, run)), **own, sleeping=True, extra=options)
+    engine = VLLMEngine(str(model_folder(recipe, run)), **own, sleeping=True, extra=options)
     return VLLMSampler(engine)
 
 
@@ -95,12 +103,12 @@ def _served(
     spec = recipe.rollout.workers
     assert spec is not None
     if spec.count:
-        _starting_model(recipe, backend, tokenizer, run)
+        write_starting_model(recipe, backend, tokenizer, run)
     folder = run.folder / "workers"
 
     def fleet(secret: str) -> Fleet:
         spool = Spool(spool_folder(spec.folder, run.folder, backend.weight_bytes), spec.bucket_mb << 20)
-        model = str(_model_folder(recipe, run))
+        model = str(model_folder(recipe, run))
         workers = workers_of(
             spec, secret, folder,
             engine=recipe.rollout.engine, model=model, options=options, bucket_folder=spool.folder,
@@ -143,23 +151,11 @@ def _options(recipe: Sampling, record_routing: bool, evaluated: int) -> dict[str
         options |= {"max_model_len": longest, "seed": recipe.seed}
     else:
         options |= {"draft_tokens": rollout.draft_tokens, "record_routing": record_routing}
+        if recipe.precision.kind == "fp8":
+            options["precision"] = recipe.precision.model_dump(mode="json")
         if recipe.threads is not None:
             options["threads"] = recipe.threads
     return {**options, **given}
-
-
-def _model_folder(recipe: Sampling, run: Run) -> Path:
-    """What an engine is started from: the recipe's folder if it is the policy as it is, else one that we write."""
-    spec = recipe.model
-    plain = spec.path is not None and is_local(spec.path) and not spec.config and spec.tokenizer is None
-    return Path(str(spec.path)).expanduser().resolve() if plain else run.folder / "workers" / "model"
-
-
-def _starting_model(recipe: Sampling, backend: Backend, tokenizer: Any, run: Run) -> None:
-    """Writes that folder, where it has to be."""
-    target = _model_folder(recipe, run)
-    if target.is_relative_to(run.folder / "workers"):
-        export_model(target, backend, tokenizer, adapters=recipe.model.lora is not None)
 
 
 def spool_folder(given: str | None, output: Path, bytes_: int) -> Path:

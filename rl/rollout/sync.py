@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.fp8.named import quantized_weights
 from rl.policy.backend import Backend
-from rl.policy.names import checkpoint_weights
+from rl.policy.names import checkpoint_weights, in_fp8
 from rl.policy.packing import Document
 from rl.policy.policy import Policy
 from rl.rollout.local import LocalSampler
@@ -32,12 +33,15 @@ class Sync:
         tolerance: float,
         *,
         as_in_files: bool,
+        fp8: bool = False,
         keeps_others: bool = True,
     ):
         """as_in_files: whether the engine knows weights by the names that they have in files, or by the model's own.
+        fp8: whether weights that the policy's products read in FP8 are sent so.
         keeps_others: whether what the first update brought is still there later, for those that only bring changes."""
         self.sampler, self.source, self.policy, self.as_in_files = sampler, source, policy, as_in_files
         self.probe, self.tolerance, self.keeps_others = probe, tolerance, keeps_others
+        self.in_fp8 = in_fp8(policy.model, as_in_files=as_in_files) if fp8 else {}
         self.first = True  # nothing has been sent yet
 
     def send(self, version: int) -> dict[str, float]:
@@ -63,7 +67,9 @@ class Sync:
     def weights(self, all_: bool = True) -> Iterable[tuple[str, Tensor]]:
         """All of them, or those that training changes, as the engine knows them."""
         named = self.source.named_weights() if all_ else self.source.changed_weights()
-        return checkpoint_weights(self.policy.model, named) if self.as_in_files else named
+        if self.as_in_files:
+            named = checkpoint_weights(self.policy.model, named)
+        return quantized_weights(named, self.in_fp8)
 
     def make_room(self) -> None:
         """Between rollout and training: an engine on the trainer's devices gives their memory back."""
