@@ -8,8 +8,6 @@ from safetensors.torch import load_file
 from tiny_models import tiny_model, token_lists
 from transformers import AutoModelForCausalLM
 
-from model.fp8 import Fp8Linear
-from model.fp8.convert import to_fp8
 from recipes import SCRATCH, grpo, metrics
 from rl.grpo import GRPO
 from rl.policy.lora import adapters_off, add_adapters, merged, write_adapter
@@ -71,16 +69,6 @@ def test_which_layers():
     for wrong in ("q_porj", "lm_head"):
         with pytest.raises(RecipeError, match="model.lora.target_modules"):
             add_adapters(tiny_model("llama"), LoRASpec(target_modules=[wrong]), seed=0)
-
-
-def test_in_fp8_layers_beside_adapters_are_treated_as_without():
-    """By the layer's own name: heads stay as they are, and what comes out of attention has scales of powers of two."""
-    model = tiny_model("llama", layers=1)
-    add_adapters(model, LoRASpec(r=2), seed=0)
-    found = to_fp8(model)
-    assert "model.layers.0.self_attn.o_proj.base_layer" in found.converted and "lm_head" in found.kept
-    powers = {n for n, m in model.named_modules() if isinstance(m, Fp8Linear) and m.power_of_two}
-    assert powers == {"model.layers.0.self_attn.o_proj.base_layer"}
 
 
 def test_grpo_trains_the_adapter_and_writes_both(tmp_path):
