@@ -23,10 +23,11 @@ from model.fp8.convert import to_fp8
 from model.fp8.feed_forward import Fp8Experts, Fp8SwiGLU
 from model.moe import SwiGLU
 from rl.objective import mismatch
+from rl.policy.lora import add_adapters
 from rl.policy.moe import ExpertTraining
 from rl.policy.packing import Document
 from rl.policy.policy import Policy
-from rl.recipe import RLMoESpec
+from rl.recipe import LoRASpec, RLMoESpec
 from rl.rollout import LocalSampler, SamplingParams
 from rl.rollout.prepacked import prepacked
 
@@ -247,6 +248,17 @@ def test_networks_keep_a_third_of_what_they_keep_in_bfloat16():
                 module(seeded(256, 128).requires_grad_())
             kept.append(sum(found.values()))
         assert kept[1] < bound * kept[0]
+
+
+def test_layers_beside_adapters_are_treated_as_without():
+    """By the layer's own name: heads stay as they are, and what comes out of attention has scales of powers of two."""
+    pytest.importorskip("peft", reason="PEFT is not installed")
+    adapted = tiny_model("llama", layers=1)
+    add_adapters(adapted, LoRASpec(r=2), seed=0)
+    found = to_fp8(adapted)
+    assert "model.layers.0.self_attn.o_proj.base_layer" in found.converted and "lm_head" in found.kept
+    powers = {name for name, m in adapted.named_modules() if isinstance(m, Fp8Linear) and m.power_of_two}
+    assert powers == {"model.layers.0.self_attn.o_proj.base_layer"}
 
 
 # ---- sampling ------------------------------------------------------------------------------------------

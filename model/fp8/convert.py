@@ -63,7 +63,7 @@ def to_fp8(
     head = _output_head(model)
     converted: list[str] = []
     for name, module in found.items():
-        last = name.rpartition(".")[2]
+        last = name.removesuffix(".base_layer").rpartition(".")[2]  # which PEFT puts an adapter beside
         if module is head or last in KEPT or any(fnmatchcase(name, pattern) for pattern in patterns):
             continue
         converted.append(name)

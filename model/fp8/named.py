@@ -55,12 +55,10 @@ def plain_weights(
         if weight == name and tensor.dtype != torch.float8_e4m3fn:
             yield name, tensor
             continue
-        other = weight if name != weight else weight + SCALE
-        if other not in waiting:
-            waiting[name] = tensor
-            continue
-        pair = {name: tensor, other: waiting.pop(other)}
-        yield weight, restored(pair[weight].to(device), pair[weight + SCALE].to(device))
+        waiting[name] = tensor
+        if weight in waiting and weight + SCALE in waiting:
+            values, scales = waiting.pop(weight), waiting.pop(weight + SCALE)
+            yield weight, restored(values.to(device), scales.to(device))
     if waiting:
         name = min(waiting)
         lacking = name.removesuffix(SCALE) if name.endswith(SCALE) else name + SCALE
@@ -70,9 +68,9 @@ def plain_weights(
 def restored(values: Tensor, scales: Tensor) -> Tensor:
     """A weight in bfloat16 that is quantised to these values and scales.
 
-    bfloat16 has 4 bits more than E4M3, so values come back; a block's largest, 448 scales, is the number that the scale
-    was made of, so scales do too. But for blocks below the floor, quantised as if 1e-4 were in them: the bfloat16 next
-    to 448 scales is above 1e-4 there, and would make a scale of its own. So they come out 0.4 % smaller.
+    bfloat16 has 4 bits more than E4M3, so values come back. A block's largest comes out as the bfloat16 that its scale
+    was made of, so the scale comes back. Blocks below the floor are quantised as if they held 1e-4, which is no
+    bfloat16: 448 scales would become a larger one, with a scale of its own. So these blocks come out 0.4 % smaller.
     """
     below_floor = scales == FLOOR_SCALE.to(scales.device)
     return dequantize_blocks(values, torch.where(below_floor, scales * (1 - 2**-8), scales), BLOCK, torch.bfloat16)
