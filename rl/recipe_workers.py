@@ -109,7 +109,7 @@ def check_teacher(engine: Engine, workers: WorkersSpec | None) -> None:
         return
     if not (workers.count or workers.urls):
         raise ValueError("workers needs count (to be started here) or urls")
-    sending = {"transport", "bucket_mb", "folder", "collective", "collective_host", "probe_tolerance"}
+    sending = {"transport", "weights", "bucket_mb", "folder", "collective", "collective_host", "probe_tolerance"}
     meaningless = sending & workers.model_fields_set
     if meaningless:
         raise ValueError(
