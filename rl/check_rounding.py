@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from rl.recipe import GRPORecipe, PrecisionSpec
+from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError
 from rl.recipe_workers import WorkersSpec
 
 BLOCKWISE = "fp8_per_block"  # vLLM's name for weights in blocks of 128 x 128, made of those that it is sent
 
 
-def check_rounding(recipe: GRPORecipe) -> list[str]:
+def check_rounding(recipe: GRPORecipe | GKDRecipe) -> list[str]:
     """Warnings. Nothing breaks where they differ: the sampler draws from another distribution, a little off."""
     rollout = recipe.rollout
     if rollout.mode == "inprocess":
@@ -30,7 +31,7 @@ def check_rounding(recipe: GRPORecipe) -> list[str]:
     return warnings
 
 
-def _of_urls(recipe: GRPORecipe, spec: WorkersSpec) -> list[str]:
+def _of_urls(recipe: GRPORecipe | GKDRecipe, spec: WorkersSpec) -> list[str]:
     """Workers that run already: what they do is not known here."""
     if recipe.rollout.engine == "local":
         start = "precision=fp8"
