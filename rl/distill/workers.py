@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
-from rl.distill.asking import Asking, streams_of
+from rl.distill.asking import Asking, stream_numbers
 from rl.distill.journal import Received
 from rl.policy.processes import Processes
 from rl.recipe_distill import DistillRecipe
@@ -35,7 +35,8 @@ def sample_in_workers(
         teacher.workers, served, Path(recipe.output_dir) / "workers", processes, progress.line
     ) as sampler:
         try:
-            with closing(sampler.stream(asking.ids(problems), asking.params, streams=streams_of(problems))) as groups:
+            streams = stream_numbers(problems)
+            with closing(sampler.stream(asking.ids(problems), asking.params, streams=streams)) as groups:
                 for complete in groups:
                     if complete:
                         yield [answer for i, row in complete for answer in asking.received(problems[i], row)]
