@@ -9,14 +9,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rl.recipe import EvalRecipe, EvaluateSpec, GRPORecipe
+from rl.recipe import EvalRecipe, EvaluateSpec, GRPORecipe, RunSpec
 from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError
 from rl.recipe_workers import Engine, WorkersSpec
 
 
+def check_sampling(recipe: RunSpec) -> list[str]:
+    """Where the recipe's model is sampled; raises RecipeError for what cannot run here, returns warnings."""
+    if isinstance(recipe, GRPORecipe | GKDRecipe):
+        return check_rollout(recipe)
+    return _check_workers_of(recipe) if isinstance(recipe, EvalRecipe) else []
+
+
 def check_rollout(recipe: GRPORecipe | GKDRecipe) -> list[str]:
-    """Raises RecipeError for what cannot run here; returns warnings."""
     rollout = recipe.rollout
     workers = rollout.workers
     if rollout.engine == "vllm" and rollout.draft_tokens:
@@ -56,8 +62,7 @@ def _check_evaluation(recipe: GRPORecipe | GKDRecipe) -> list[str]:
     ]
 
 
-def check_evaluation_workers(recipe: EvalRecipe) -> list[str]:
-    """Of `pipeline: eval`; raises RecipeError, returns warnings."""
+def _check_workers_of(recipe: EvalRecipe) -> list[str]:
     if recipe.workers is None:
         return []
     if recipe.engine == "vllm":
