@@ -13,7 +13,7 @@ from data.texts import load_texts
 from rewards import RewardError, load_reward
 from rewards.spec import RewardSpec
 from rl.check_ahead import check_ahead
-from rl.check_rollout import check_rollout, rollout_table
+from rl.check_rollout import check_sampling, rollout_table
 from rl.check_tables import adapter_count, batch_table, config_of, memory_table, precision_table
 from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, RolloutSpec, RunSpec, SFTRecipe, StagesRecipe, TrainSpec
 from rl.recipe_data import DataRecipe
@@ -64,8 +64,7 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
         if recipe.gkd.on_policy < 1:
             _check_reasoning(recipe.data, columns)
         warnings += check_distillation(recipe, made)
-    if isinstance(recipe, GRPORecipe | GKDRecipe):
-        warnings += check_rollout(recipe)
+    warnings += check_sampling(recipe)
     if isinstance(recipe, SFTRecipe) and recipe.texts is not None and recipe.texts.path is not None:
         try:
             next(load_texts(recipe.texts))

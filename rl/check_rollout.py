@@ -10,14 +10,20 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rl.check_rounding import check_rounding
-from rl.recipe import GRPORecipe
+from rl.recipe import EvalRecipe, EvaluateSpec, GRPORecipe, RunSpec
 from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError
 from rl.recipe_workers import Engine, WorkersSpec
 
 
+def check_sampling(recipe: RunSpec) -> list[str]:
+    """Where the recipe's model is sampled; raises RecipeError for what cannot run here, returns warnings."""
+    if isinstance(recipe, GRPORecipe | GKDRecipe):
+        return check_rollout(recipe)
+    return _check_workers_of(recipe) if isinstance(recipe, EvalRecipe) else []
+
+
 def check_rollout(recipe: GRPORecipe | GKDRecipe) -> list[str]:
-    """Raises RecipeError for what cannot run here; returns warnings."""
     rollout = recipe.rollout
     workers = rollout.workers
     if rollout.engine == "vllm" and rollout.draft_tokens:
@@ -30,7 +36,7 @@ def check_rollout(recipe: GRPORecipe | GKDRecipe) -> list[str]:
     if rollout.mode == "colocate" and find_spec("vllm") is None:
         warnings.append("rollout.engine: vLLM is not installed here; run in an environment that has it")
     if rollout.mode == "server" and workers is not None:
-        warnings += check_workers("rollout", rollout.engine, workers)
+        warnings += check_workers("rollout.", rollout.engine, workers)
     return warnings
 
 
@@ -47,14 +53,8 @@ def _check_evaluation(recipe: GRPORecipe | GKDRecipe) -> list[str]:
     spec, rollout = recipe.evaluate, recipe.rollout
     if spec is None or rollout.mode == "inprocess":
         return []
-    limit = rollout.workers.options.get("max_model_len") if rollout.workers else None
     if rollout.engine == "vllm":
-        check_temperature("evaluate.temperature", spec.temperature)
-        if isinstance(limit, int) and 0 < limit <= spec.max_tokens:
-            raise RecipeError(
-                f"evaluate.max_tokens: {spec.max_tokens} tokens and a prompt do not fit into "
-                f"rollout.workers.options.max_model_len ({limit})"
-            )
+        _check_fits("rollout.", spec, rollout.workers)
     return [
         f"evaluate.{name} means nothing with rollout.mode: {rollout.mode}, where the run's own sampler evaluates: the "
         "settings of `rollout` hold"
@@ -63,13 +63,32 @@ def _check_evaluation(recipe: GRPORecipe | GKDRecipe) -> list[str]:
     ]
 
 
+def _check_workers_of(recipe: EvalRecipe) -> list[str]:
+    if recipe.workers is None:
+        return []
+    if recipe.engine == "vllm":
+        _check_fits("", recipe.evaluate, recipe.workers)
+    return check_workers("", recipe.engine, recipe.workers)
+
+
+def _check_fits(field: str, spec: EvaluateSpec, workers: WorkersSpec | None) -> None:
+    """Into what vLLM can do. field: as of `check_workers`."""
+    check_temperature("evaluate.temperature", spec.temperature)
+    limit = workers.options.get("max_model_len") if workers else None
+    if isinstance(limit, int) and 0 < limit <= spec.max_tokens:
+        raise RecipeError(
+            f"evaluate.max_tokens: {spec.max_tokens} tokens and a prompt do not fit into "
+            f"{field}workers.options.max_model_len ({limit})"
+        )
+
+
 def check_workers(field: str, engine: Engine, spec: WorkersSpec) -> list[str]:
-    """field: whose workers they are."""
+    """field: whose workers they are, with a dot; nothing of those at the top of a recipe."""
     warnings = []
     if engine == "vllm" and spec.count and spec.python is None and find_spec("vllm") is None:
         warnings.append(
-            f"{field}.engine: vLLM is not installed here; run in an environment that has it, or name the interpreter "
-            f"of one: {field}.workers.python"
+            f"{field}engine: vLLM is not installed here; run in an environment that has it, or name the interpreter "
+            f"of one: {field}workers.python"
         )
     if spec.secret_file is not None:
         from rl.rollout.workers.command import read_secret
@@ -77,19 +96,19 @@ def check_workers(field: str, engine: Engine, spec: WorkersSpec) -> list[str]:
         try:
             read_secret(Path(spec.secret_file).expanduser())
         except (OSError, ValueError) as error:
-            raise RecipeError(f"{field}.workers.secret_file: {error}") from error
+            raise RecipeError(f"{field}workers.secret_file: {error}") from error
     if spec.python is not None and shutil.which(os.path.expanduser(spec.python)) is None:
-        raise RecipeError(f"{field}.workers.python: {spec.python} is not an interpreter that can be run")
+        raise RecipeError(f"{field}workers.python: {spec.python} is not an interpreter that can be run")
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if spec.count and world > local and _loopback(spec.host):
         raise RecipeError(
-            f"{field}.workers.host: the trainer runs on several hosts, and workers at a loopback address are reached "
+            f"{field}workers.host: the trainer runs on several hosts, and workers at a loopback address are reached "
             "from the first alone; give the first host's address in a network that you trust"
         )
     beyond = [url for url in spec.urls if url.startswith("http://") and not _loopback(urlsplit(url).hostname or "")]
     if beyond or not _loopback(spec.host):
         warnings.append(
-            f"{field}.workers: secret, prompts and weights travel unencrypted beyond this host; only in a network that "
+            f"{field}workers: secret, prompts and weights travel unencrypted beyond this host; only in a network that "
             "you trust, or through a tunnel"
         )
     return warnings

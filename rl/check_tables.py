@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl.policy.sharding import Sharding
-from rl.recipe import GRPORecipe, LoRASpec, ModelSpec, PrecisionSpec, SFTRecipe, TrainSpec
+from rl.recipe import EvalRecipe, GRPORecipe, LoRASpec, ModelSpec, PrecisionSpec, SFTRecipe, TrainSpec
 from rl.recipe_gkd import GKDRecipe
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def batch_table(recipe: TrainSpec) -> list[str]:
 def memory_table(recipe: Any) -> list[str]:
     """Bytes per process. Weights and optimizer exactly; activations by a rule of thumb, said so."""
     spec: ModelSpec = recipe.model
+    if isinstance(recipe, EvalRecipe) and recipe.workers is not None:
+        return ["the workers hold the model"]
     config = config_of(spec)
     if config is None:
         return [f"{spec.path}: not here yet, so its size is not known"]

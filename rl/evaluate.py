@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from rl.policy.processes import Processes
 from rl.prompts import Prompts, load_prompts, sampling_params
 from rl.recipe import EvalRecipe, EvaluateSpec, TrainSpec, TruncationSpec
 from rl.rollout import LocalSampler
+from rl.rollout.loaded import Served, loaded_workers
 from rl.rollout.sampling import stream_key
 from rl.run.folder import Run
 from rl.run.progress import Progress
@@ -158,21 +160,38 @@ def describe(metrics: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
+@contextmanager
+def _sampler(recipe: EvalRecipe, evaluator: Evaluator, folder: Run) -> Iterator[Any]:
+    """In this process, or over workers that load the model."""
+    tokenizer, processes, spec = evaluator.tokenizer, evaluator.processes, recipe.evaluate
+    if recipe.workers is None:
+        model = load_model(recipe.model, tokenizer, seed=recipe.seed, dtype=DTYPES[recipe.model.dtype])
+        model.to(processes.device)
+        apply_precision(model, recipe.precision, processes, folder.progress)
+        yield LocalSampler(model, tokenizer, max_slots=spec.max_slots, draft_tokens=spec.draft_tokens)
+        return
+    drafts = {"draft_tokens": spec.draft_tokens} if spec.draft_tokens else {}
+    workers = recipe.workers.model_copy(update={"options": {**drafts, **recipe.workers.options}})
+    served = Served(
+        recipe.engine,
+        recipe.model,
+        tokenizer,
+        max_slots=spec.max_slots,
+        longest=evaluator.longest,
+        seed=recipe.seed,
+        threads=recipe.threads,
+    )
+    with loaded_workers(workers, served, folder.folder / "workers", processes, folder.progress.line) as sampler:
+        yield sampler
+
+
 def run_evaluation(recipe: EvalRecipe, processes: Processes) -> dict[str, Any]:
     """`pipeline: eval`."""
     folder = Run(recipe, processes.rank)
     tokenizer = load_tokenizer(recipe.model)
     evaluator = Evaluator(recipe.evaluate, tokenizer, processes, recipe.seed)
-    model = load_model(recipe.model, tokenizer, seed=recipe.seed, dtype=DTYPES[recipe.model.dtype])
-    model.to(processes.device)
-    apply_precision(model, recipe.precision, processes, folder.progress)
-    sampler = LocalSampler(
-        model,
-        tokenizer,
-        max_slots=recipe.evaluate.max_slots,
-        draft_tokens=recipe.evaluate.draft_tokens,
-    )
-    results = evaluator.run(sampler, folder, 0)
+    with _sampler(recipe, evaluator, folder) as sampler:
+        results = evaluator.run(sampler, folder, 0)
     summary = {"pipeline": "eval", "model": recipe.model.path, "evaluation": results}
     folder.finish(summary)
     return summary

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from data.spec import ProblemSpec, TextSpec
 from rewards.spec import RewardSpec
-from rl.recipe_workers import Engine, Mode, WorkersSpec, check_mode, check_weights
+from rl.recipe_workers import Engine, Mode, WorkersSpec, check_loaded, check_mode, check_weights
 
 Preset = Literal["671b", "16b", "tiny"]
 Positive = Annotated[int, Field(gt=0)]
@@ -382,6 +382,17 @@ class SFTRecipe(TrainSpec):
 class EvalRecipe(RunSpec):
     pipeline: Literal["eval"]
     evaluate: EvaluateSpec
+    engine: Engine = "local"
+    workers: WorkersSpec | None = Field(None, description="that load the model: docs/rollouts.md; None = in here")
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> EvalRecipe:
+        check_loaded(self.engine, self.workers)
+        if self.engine == "vllm" and self.evaluate.draft_tokens:
+            raise ValueError("evaluate.draft_tokens: vLLM drafts by workers.options.speculative_config; set it to 0")
+        if self.workers is not None and self.precision.kind == "fp8":
+            raise ValueError("precision: workers have their own; give workers.options (vLLM's quantization) instead")
+        return self
 
     @model_validator(mode="after")
     def _whole_model(self) -> EvalRecipe:

@@ -12,7 +12,7 @@ from data.trace_spec import SelectSpec, TraceSource
 from rewards.http_json import check_url
 from rewards.spec import RewardSpec
 from rl.recipe import ModelSpec, Positive, SamplingSpec, Strict
-from rl.recipe_workers import WorkersSpec, check_teacher
+from rl.recipe_workers import WorkersSpec, check_loaded
 
 
 class TeacherSpec(SamplingSpec):
@@ -35,7 +35,7 @@ class LocalTeacher(TeacherSpec):
 
     @model_validator(mode="after")
     def _somewhere(self) -> LocalTeacher:
-        check_teacher(self.engine, self.workers)
+        check_loaded(self.engine, self.workers)
         return self
 
 

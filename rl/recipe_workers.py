@@ -1,4 +1,4 @@
-"""What a recipe says of workers, `rollout.workers` or a teacher's. The words are explained in docs/rollouts.md."""
+"""What a recipe says of workers, a trainer's or a teacher's. The words are explained in docs/rollouts.md."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ class WorkersSpec(BaseModel):
         return {name: v[number] if isinstance(v, list) else v for name, v in self.env.items()}
 
 
-def check_teacher(engine: Engine, workers: WorkersSpec | None) -> None:
-    """Raises ValueError for workers that cannot be a teacher's, whose weights stay as they were loaded."""
+def check_loaded(engine: Engine, workers: WorkersSpec | None) -> None:
+    """Raises ValueError for what cannot serve a model that nobody trains, in this process or in workers."""
     if workers is None:
         if engine == "vllm":
             raise ValueError("engine: vllm needs workers.count (to be started here) or workers.urls")
@@ -113,7 +113,7 @@ def check_teacher(engine: Engine, workers: WorkersSpec | None) -> None:
     meaningless = sending & workers.model_fields_set
     if meaningless:
         raise ValueError(
-            f"workers.{min(meaningless)} is about sending weights; a teacher's stay as they were loaded: remove it"
+            f"workers.{min(meaningless)} is about sending weights; these stay as they were loaded: remove it"
         )
 
 

@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ STARTED = {"count": 1, "env": {"OMP_NUM_THREADS": "1"}, "in_flight": 3}  # a pro
 
 
 class Counting(LocalEngine):
-    """Takes so many problems and refuses the next."""
+    """Takes so many problems, and refuses the next or never comes to an end with it."""
 
     def __init__(self) -> None:
         teacher = validate(local(Path())).teacher
@@ -41,13 +41,19 @@ class Counting(LocalEngine):
         model = load_model(teacher.model, tokenizer, dtype=torch.float32)
         super().__init__(LocalSampler(model, tokenizer, max_slots=8))
         self.asked: list[int] = []
-        self.takes = 1000
+        self.takes, self.refuses = 1000, True
 
     def submit(self, key: str, prompt: Any, params: Any, stream: int) -> None:
-        if len(self.asked) == self.takes:
+        if len(self.asked) == self.takes and self.refuses:
             raise ValueError("enough")
         self.asked.append(stream)
         super().submit(key, prompt, params, stream)
+
+    def step(self) -> Any:
+        if len(self.asked) <= self.takes:
+            return super().step()
+        time.sleep(0.01)
+        return []
 
 
 def at(folder: Path, *workers: Running, **changes: Any) -> dict[str, Any]:
@@ -119,40 +125,47 @@ def lines(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def asking(folder: Path) -> subprocess.Popen[str]:
-    recipe = write(folder / "recipe.yaml", local(folder / "run", teacher__workers=STARTED, **LONG))
-    return subprocess.Popen(
-        [sys.executable, "-m", "rl", str(recipe)],
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    with Running(tmp_path, engine=Counting()) as one:
+        engine, made = one.loop.engine, at(tmp_path, one)
+        engine.takes, engine.refuses = 4, False
+        command = [sys.executable, "-m", "rl", str(write(tmp_path / "recipe.yaml", made))]
+        killed = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while lines(tmp_path / "there") < 12:
+                assert killed.poll() is None
+                time.sleep(0.05)
+        finally:
+            killed.kill()
+        killed.wait()
+        kept, first = journal(tmp_path / "there"), set(engine.asked[:4])
+        assert len(kept) == 12
+        engine.asked, engine.takes = [], 1000
+        summary = run(validate(made))
+        assert (summary["sampling"]["known"], summary["sampling"]["received"]) == (12, 6)
+        assert len(engine.asked) == 2 and not first & set(engine.asked)
+    run(validate(local(tmp_path / "here")))
+    assert journal(tmp_path / "there") == journal(tmp_path / "here")
 
 
-def kill_after(count: int, folder: Path, process: subprocess.Popen[str], which: str) -> None:
-    """SIGKILL for the run or its worker, when so many traces have been received."""
-    end = time.monotonic() + 600
-    while lines(folder) < count:
-        assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
-        time.sleep(0.005)
-    worker = json.loads((folder / "workers" / "worker-0.json").read_text())["pid"]
-    os.kill(process.pid if which == "run" else worker, signal.SIGKILL)
+def test_a_worker_that_is_killed_goes_on_with_what_it_loads_again(tmp_path: Path, capsys: Any) -> None:
+    folder, struck = tmp_path / "there", []
 
+    def strike() -> None:
+        while lines(folder) < 6:
+            time.sleep(0.01)
+        struck.append(json.loads((folder / "workers" / "worker-0.json").read_text())["pid"])
+        os.kill(struck[0], signal.SIGKILL)
 
-def test_a_run_and_a_worker_that_are_killed(tmp_path: Path) -> None:
-    """Nothing that was received is lost or asked for again; a worker that was started again goes on at once."""
-    folder = tmp_path / "run"
-    first = asking(tmp_path)
-    kill_after(6, folder, first, "run")
-    first.communicate(timeout=60)
-    kept = lines(folder)
-    assert 6 <= kept < 72
-    again = asking(tmp_path)
-    kill_after(kept + 6, folder, again, "worker")
-    output = again.communicate(timeout=900)[0]
-    assert again.returncode == 0, output
-    assert f"{kept} of them received before" in output and "is lost" in output and "is back" in output
+    threading.Thread(target=strike, daemon=True).start()
+    run(validate(local(folder, teacher__workers=STARTED, **LONG)))
+    output = capsys.readouterr().out
+    assert struck and "is lost" in output and "is back" in output
     run(validate(local(tmp_path / "here", **LONG)))
-    assert journal(folder) == journal(tmp_path / "here") and set(Counter(journal(folder)).values()) == {1}
+    assert journal(folder) == journal(tmp_path / "here") and len(journal(folder)) == 72
     assert not (folder / "workers" / "weights").exists()
+    again = json.loads((folder / "workers" / "worker-0.json").read_text())["pid"]
+    assert again != struck[0] and not Path(f"/proc/{again}").exists()
 
 
 @pytest.mark.slow

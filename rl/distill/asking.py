@@ -68,7 +68,7 @@ def by_problem(wanted: Sequence[Wanted]) -> dict[str, dict[int, Wanted]]:
     return found
 
 
-def streams_of(problems: Sequence[str]) -> list[int]:
+def stream_numbers(problems: Sequence[str]) -> list[int]:
     """A number for each problem that does not depend on its place in the data."""
     return [int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big") for name in problems]
 

@@ -58,7 +58,7 @@ def check_teacher(teacher: LocalTeacher, made: list[str]) -> list[str]:
     warnings = check_model("teacher.model", teacher.model, made)
     if teacher.workers is None:
         return warnings
-    warnings += check_workers("teacher", teacher.engine, teacher.workers)
+    warnings += check_workers("teacher.", teacher.engine, teacher.workers)
     if teacher.engine == "local":
         return warnings
     check_temperature("teacher.temperature", teacher.temperature)

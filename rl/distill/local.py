@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from rl.distill.asking import Asking, streams_of
+from rl.distill.asking import Asking, stream_numbers
 from rl.distill.journal import Received
 from rl.policy.load import DTYPES, load_model
 from rl.policy.processes import Processes
@@ -23,5 +23,5 @@ def sample_local(asking: Asking, processes: Processes) -> Generator[list[Receive
     together = max(1, 4 * teacher.max_slots // teacher.samples)
     for start in range(0, len(problems), together):
         batch = problems[start : start + together]
-        samples = sampler.generate(asking.ids(batch), asking.params, streams=streams_of(batch))
+        samples = sampler.generate(asking.ids(batch), asking.params, streams=stream_numbers(batch))
         yield [answer for name, row in zip(batch, samples, strict=True) for answer in asking.received(name, row)]

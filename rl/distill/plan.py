@@ -48,7 +48,7 @@ def plan_local(recipe: DistillRecipe, teacher: LocalTeacher, processes: Processe
     share = set(list(items)[processes.rank :: processes.world])
 
     def ask(left: Sequence[Wanted]) -> Generator[list[Received], None, None]:
-        if not left:  # for no process
+        if not left:  # for any process
             return
         mine = by_problem([trace for trace in left if trace.id in share])
         asking = Asking(teacher, tokenizer, items, prompts.prefill, mine, seed)

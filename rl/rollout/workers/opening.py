@@ -36,12 +36,14 @@ def open_fleet(
             secret = read_secret(Path(given).expanduser()) if given else write_secret(folder / "secret")
             fleet = make(secret)
             fleet.start()
-        except (RuntimeError, ValueError, OSError) as reason:
+        except RecipeError as reason:
             error = str(reason)
+        except (RuntimeError, ValueError, OSError) as reason:
+            error = f"{field}: {reason}"
     urls = [worker.client.url for worker in fleet.workers] if fleet else []
     urls, secret, error = gather((urls, secret, error))[0]
     if error is not None:
-        raise RecipeError(f"{field}: {error}")
+        raise RecipeError(error)
     return [WorkerClient(url, secret, spec.deadline_s) for url in urls], fleet
 
 
