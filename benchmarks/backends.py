@@ -44,7 +44,8 @@ def measure(settings: dict[str, int], result: Path) -> None:
     from rl.policy.packing import Document
     from rl.policy.policy import Policy
     from rl.policy.processes import Processes
-    from rl.recipe import OptimizerSpec, ScratchModel
+    from rl.recipe import OptimizerSpec
+    from rl.recipe_model import ScratchModel
 
     torch.set_num_threads(settings["threads"])
     processes = Processes()

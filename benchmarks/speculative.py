@@ -27,7 +27,7 @@ def load(folder: str, threads: int, dtype: str) -> tuple[Any, Any]:
     import torch
 
     from rl.policy.load import DTYPES, load_model, load_tokenizer
-    from rl.recipe import ModelSpec
+    from rl.recipe_model import ModelSpec
 
     torch.set_num_threads(threads)
     spec = ModelSpec(path=folder, dtype=dtype)

@@ -15,11 +15,12 @@ from rewards.spec import RewardSpec
 from rl.check_ahead import check_ahead
 from rl.check_rollout import check_sampling, rollout_table
 from rl.check_tables import adapter_count, batch_table, config_of, memory_table, precision_table
-from rl.recipe import EvaluateSpec, GRPORecipe, ModelSpec, RolloutSpec, RunSpec, SFTRecipe, StagesRecipe, TrainSpec
+from rl.recipe import EvaluateSpec, GRPORecipe, RolloutSpec, RunSpec, SFTRecipe, StagesRecipe, TrainSpec
 from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe, LocalTeacher
 from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError, dump, nearest
+from rl.recipe_model import ModelSpec
 from rl.stages import stage_recipes
 
 

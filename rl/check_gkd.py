@@ -7,9 +7,9 @@ import os
 from rl.check import check_longest, check_model, check_positions
 from rl.policy.load import is_local, load_tokenizer
 from rl.policy.vocabulary import shared_vocabulary
-from rl.recipe import ModelSpec
 from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError
+from rl.recipe_model import ModelSpec
 
 
 def check_distillation(recipe: GKDRecipe, made: list[str]) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from rl.recipe import GRPORecipe, PrecisionSpec
+from rl.recipe import GRPORecipe
 from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError
+from rl.recipe_model import PrecisionSpec
 from rl.recipe_workers import WorkersSpec
 
 BLOCKWISE = "fp8_per_block"  # vLLM's name for weights in blocks of 128 x 128, made of those that it is sent

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl.policy.sharding import Sharding
-from rl.recipe import EvalRecipe, GRPORecipe, LoRASpec, ModelSpec, PrecisionSpec, SFTRecipe, TrainSpec
+from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, TrainSpec
 from rl.recipe_gkd import GKDRecipe
+from rl.recipe_model import LoRASpec, ModelSpec, PrecisionSpec
 
 if TYPE_CHECKING:
     from model.fp8.convert import Conversion

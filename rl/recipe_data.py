@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 from data.curation.spec import ContaminationSpec, DuplicateSpec, FilterSpec, OnError, SourceSpec
 from data.templates import TemplateSpec
 from rewards.spec import RewardSpec
-from rl.recipe import Fraction, ModelSpec, Positive, SamplingSpec, Strict
+from rl.recipe import SamplingSpec
+from rl.recipe_base import Fraction, Positive, Strict
+from rl.recipe_model import ModelSpec
 
 
 class DifficultySpec(SamplingSpec):

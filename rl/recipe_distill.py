@@ -11,7 +11,9 @@ from data.spec import ProblemSpec
 from data.trace_spec import SelectSpec, TraceSource
 from rewards.http_json import check_url
 from rewards.spec import RewardSpec
-from rl.recipe import ModelSpec, Positive, SamplingSpec, Strict
+from rl.recipe import SamplingSpec
+from rl.recipe_base import Positive, Strict
+from rl.recipe_model import ModelSpec
 from rl.recipe_workers import WorkersSpec, check_loaded
 
 

@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from data.spec import ProblemSpec
-from rl.recipe import Fraction, ModelSpec, MoESpec, Positive, RolloutSpec, Strict, TrainSpec
+from rl.recipe import MoESpec, RolloutSpec, TrainSpec
+from rl.recipe_base import Fraction, Positive, Strict
+from rl.recipe_model import ModelSpec
 from rl.recipe_workers import check_weights
 
 

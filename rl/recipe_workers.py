@@ -6,18 +6,17 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
+from rl.recipe_base import Positive, Strict
+
 Engine = Literal["local", "vllm"]
 Mode = Literal["inprocess", "colocate", "server"]
 _CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
-class WorkersSpec(BaseModel):
+class WorkersSpec(Strict):
     """Either `count` workers that the recipe starts on the host of its first process, or `urls` of others."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     count: Positive | None = None
     urls: list[str] = Field(default_factory=list, description="http://HOST:PORT of workers that are running already")

@@ -27,7 +27,8 @@ from rl.policy.lora import add_adapters
 from rl.policy.moe import ExpertTraining
 from rl.policy.packing import Document
 from rl.policy.policy import Policy
-from rl.recipe import LoRASpec, RLMoESpec
+from rl.recipe import RLMoESpec
+from rl.recipe_model import LoRASpec
 from rl.rollout import LocalSampler, SamplingParams
 from rl.rollout.prepacked import prepacked
 

@@ -24,8 +24,8 @@ from rl.objective.divergence import Divergence
 from rl.policy.load import load_model, load_tokenizer
 from rl.policy.packing import Document
 from rl.policy.processes import Processes
-from rl.recipe import ModelSpec, ScratchModel
 from rl.recipe_io import RecipeError, validate
+from rl.recipe_model import ModelSpec, ScratchModel
 from rl.runner import run as run_recipe
 from rl.sft import SFT
 

@@ -12,8 +12,8 @@ from recipes import SCRATCH, grpo, metrics
 from rl.grpo import GRPO
 from rl.policy.lora import adapters_off, add_adapters, block_of, merged, write_adapter
 from rl.policy.processes import Processes
-from rl.recipe import LoRASpec
 from rl.recipe_io import RecipeError, validate
+from rl.recipe_model import LoRASpec
 
 peft = pytest.importorskip("peft", reason="PEFT is not installed")
 

@@ -20,7 +20,7 @@ from model import MoEConfig, MoEForCausalLM
 from model.mla import MultiHeadLatentAttention
 from model.rope import angles
 from rl.policy.load import model_config
-from rl.recipe import ModelSpec
+from rl.recipe_model import ModelSpec
 
 YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64,

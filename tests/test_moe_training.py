@@ -21,8 +21,9 @@ from rl.policy.moe import ExpertTraining
 from rl.policy.packing import Document
 from rl.policy.policy import Policy
 from rl.policy.processes import Processes
-from rl.recipe import ModelSpec, MoESpec
+from rl.recipe import MoESpec
 from rl.recipe_io import RecipeError, load_recipe
+from rl.recipe_model import ModelSpec
 from rl.rollout import LocalSampler, SamplingParams
 from rl.sft import SFT
 

@@ -16,7 +16,7 @@ from rl.policy.attention import PackedLayout, Segment
 from rl.policy.load import load_model, load_tokenizer
 from rl.policy.packing import Document, Pack, pack
 from rl.policy.policy import Policy
-from rl.recipe import ModelSpec, ScratchModel
+from rl.recipe_model import ModelSpec, ScratchModel
 
 BUDGETS = (60, 10_000)  # several packs, among them over-long documents' own; and all in one
 

@@ -18,9 +18,9 @@ from rl.distill.tally import Tally
 from rl.distill.verify import Encode, verify
 from rl.policy.load import load_tokenizer
 from rl.policy.processes import Processes
-from rl.recipe import ModelSpec
 from rl.recipe_distill import ApiTeacher, DistillRecipe
 from rl.recipe_io import RecipeError
+from rl.recipe_model import ModelSpec
 from rl.run.checkpoint import write_file
 from rl.run.folder import identity, versions
 from rl.run.progress import Progress

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from rl.policy.attention import recomputation_contexts
-from rl.recipe import ModelSpec, ScratchModel
 from rl.recipe_io import RecipeError, nearest
+from rl.recipe_model import ModelSpec, ScratchModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from rl.policy.packing import Pack
 from rl.policy.policy import Policy
-from rl.recipe import LoRASpec
 from rl.recipe_io import RecipeError, nearest
+from rl.recipe_model import LoRASpec
 
 ADAPTER = "default"  # PEFT's name for the only one
 _PARTS = re.compile(rf"\.(base_layer|lora_A\.{ADAPTER}|lora_B\.{ADAPTER})\.(weight|bias)$")

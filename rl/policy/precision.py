@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from rl.policy.processes import Processes
-from rl.recipe import PrecisionSpec
 from rl.recipe_io import RecipeError
+from rl.recipe_model import PrecisionSpec
 from rl.run.progress import Progress
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from rl.policy.load import DTYPES, is_local, load_model
 from rl.policy.processes import Processes
-from rl.recipe import ModelSpec
 from rl.recipe_io import RecipeError
+from rl.recipe_model import ModelSpec
 from rl.recipe_workers import Engine, WorkersSpec
 from rl.rollout.workers.fleet import Fleet, FleetSettings
 from rl.rollout.workers.frozen import FrozenFleet

@@ -12,7 +12,7 @@ from torch import Tensor
 from model.fp8.named import plain_weights
 from rl.policy.load import DTYPES, load_model, load_tokenizer
 from rl.policy.precision import convert
-from rl.recipe import ModelSpec, PrecisionSpec
+from rl.recipe_model import ModelSpec, PrecisionSpec
 from rl.rollout.local import LocalSampler, evaluating
 from rl.rollout.types import Sample, SamplingParams
 
