@@ -1,19 +1,35 @@
-"""`pipeline: eval` of a model that workers have loaded."""
+"""Evaluation in workers: of the policy, while they sample rollouts ahead, and of a model that they have loaded."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import ahead_runs
 import pyarrow.parquet as pq
 import pytest
 from test_distill_workers import Counting
+from test_workers_in_grpo import EVALUATE, assert_same_evaluations
 from worker_threads import SECRET, Running
 
-from recipes import PROBLEMS, SCRATCH, change
+from recipes import PROBLEMS, SCRATCH, change, grpo
 from rl.check import check
 from rl.recipe_io import RecipeError, validate
 from rl.runner import run
+
+
+def test_rollouts_ahead_and_evaluations_share_a_worker(tmp_path: Path) -> None:
+    """At the same time; and at the end, when the thread that samples ahead has been told to stop."""
+    changes = {"grpo__steps": 3, "grpo__correction": {"kind": "tis"}, "evaluate": EVALUATE}
+    ahead_runs.train(tmp_path / "here", 1, **changes)
+    (tmp_path / "secret").write_text(SECRET)
+    with Running(tmp_path, engine=Counting()) as one:
+        workers = {"urls": [one.server.url], "secret_file": str(tmp_path / "secret")}
+        run(validate(grpo(tmp_path / "there", **changes, threads=1, rollout={
+            "ahead": 1, "mode": "server", "workers": workers, "max_tokens": 12, "max_slots": 8,
+        })))  # fmt: skip
+    assert ahead_runs.tokens(tmp_path / "there") == ahead_runs.tokens(tmp_path / "here")
+    assert_same_evaluations(tmp_path / "here", tmp_path / "there")
 
 
 def evaluation(folder: Path, **changes: Any) -> dict[str, Any]:
