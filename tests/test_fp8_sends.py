@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_workers import PROBE, process, served
 from tiny_models import EOS, tiny_model, token_lists, tokenizer
 from tiny_moe import model_of
@@ -20,12 +23,17 @@ from model.fp8.named import SCALE, fp8_weights, plain_weights, quantized_weights
 from recipes import SCRATCH, grpo, metrics
 from rl.check_rollout import check_rollout, rollout_table
 from rl.objective import mismatch
+from rl.policy.load import load_model, load_tokenizer
 from rl.policy.names import checkpoint_weights, in_fp8
 from rl.policy.packing import Document
 from rl.policy.policy import Policy
+from rl.policy.processes import Processes
+from rl.policy.replicated import Replicated
+from rl.recipe import OptimizerSpec
 from rl.recipe_io import RecipeError, validate
 from rl.rollout import LocalSampler, SamplingParams
 from rl.rollout.local_engine import LocalEngine
+from rl.rollout.starting import model_folder, write_starting_model
 from rl.rollout.sync import probe_logprobs
 from rl.rollout.types import Sample
 from rl.rollout.workers.buckets import checksum, packed, staged_bytes
@@ -172,6 +180,29 @@ def test_in_files_experts_are_named_one_by_one():
     assert in_fp8(plain, as_in_files=True).keys() == fp8_weights(plain).keys()
 
 
+def test_vllm_starts_from_a_folder_of_the_weights_that_it_will_be_sent(tmp_path):
+    """The same names, types and bits, and the layers that are not in FP8 by name; a folder in FP8 is taken as it is."""
+    workers = {"count": 1, "weights": "fp8"}
+    changes = {"rollout__mode": "server", "rollout__engine": "vllm", "rollout__workers": workers, "precision": "fp8"}
+    recipe = validate(grpo(tmp_path, **changes))
+    spec, folder = recipe.model, SimpleNamespace(folder=tmp_path)
+    words = load_tokenizer(spec)
+    trainer = converted(load_model(spec, words, dtype=torch.float32)).bfloat16()  # as files are rounded
+    backend = Replicated(trainer, torch.bfloat16, OptimizerSpec(), Processes())
+    write_starting_model(recipe, backend, words, folder)
+    written = model_folder(recipe, folder)
+    config = json.loads((written / "config.json").read_text())["quantization_config"]
+    assert config["weight_block_size"] == [128, 128] and config["modules_to_not_convert"] == ["lm_head"]
+    expected = dict(quantized_weights(trainer.state_dict().items(), in_fp8(trainer, as_in_files=True)))
+    found = load_file(written / "model.safetensors")
+    assert found.keys() == expected.keys() and len(found) > len(trainer.state_dict())
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name].view(torch.uint8), tensor.contiguous().view(torch.uint8)), name
+    given = validate(grpo(tmp_path, **changes, model={"path": str(written)}))
+    assert model_folder(given, folder) == written.resolve()
+
+
 # ---- workers -------------------------------------------------------------------------------------------
 
 
@@ -191,7 +222,7 @@ def test_a_worker_in_fp8_draws_from_the_trainers_distribution(tmp_path, spool):
     worker = process(tmp_path, spool, 0, precision="fp8")
     client = WorkerClient(worker.url, SECRET, 60.0)
     expected = probe_logprobs(policy, PROBE.tokens)
-    workers = served([(client, worker)], spool, trainer, probe=lambda: expected, start_timeout_s=300.0)
+    workers = served([(client, worker)], spool, trainer, probe=lambda: expected, start_timeout_s=900.0)
     try:
         workers.fleet.start()
         drawn, sizes = [], []
@@ -205,7 +236,6 @@ def test_a_worker_in_fp8_draws_from_the_trainers_distribution(tmp_path, spool):
     assert [[s.token_ids for s in row] for row in drawn[0]] == [[s.token_ids for s in row] for row in drawn[1]]
     unrounded = LocalSampler(tiny_model("llama", seed=9), tokenizer(EOS)).generate(prompts, params)
     rounded, plain = (mismatch_of(policy, prompts, samples) for samples in (drawn[1], unrounded))
-    print(rounded, plain, sizes)
     assert rounded["k3"] < 1e-3 * plain["k3"] and rounded["max"] < 0.03 * plain["max"]
     assert sizes[1] < 0.6 * sizes[0]
 
@@ -234,7 +264,6 @@ def test_grpo_in_fp8_with_a_worker_that_gets_fp8(tmp_path):
     )
     run_recipe(validate(recipe))
     rows = metrics(tmp_path / "run")
-    print(rows)
     assert len(rows) == 2 and all(row["sync/workers"] == 1 and row["sync/probe"] < 1e-3 for row in rows)
     assert all(row["mismatch/k3"] < 1e-5 and row["grad_norm"] > 0 for row in rows)
     log = (tmp_path / "run" / "workers" / "worker-0.log").read_text()

@@ -65,7 +65,7 @@ def export_fp8(
     if weights is None and config.get("model_type") not in FAMILY:
         raise CheckpointError(f"{source} is a model of type {config.get('model_type')}, not {' or '.join(FAMILY)}")
     empty_folder(target)
-    chosen = is_quantized if weights is None else weights.__contains__
+    chosen: Callable[[str], bool] = is_quantized if weights is None else weights.__contains__
     pieces = [
         (_fp8_piece if chosen(name) else _plain_piece)(name, shape, partial(checkpoint.read, name, torch.float32))
         for name, shape in checkpoint.shape.items()
