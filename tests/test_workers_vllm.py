@@ -143,7 +143,7 @@ def test_grpo_with_a_vllm_worker(tmp_path):
 
 
 def test_grpo_with_weights_into_running_rollouts(tmp_path):
-    """One slot, so that a rollout outlasts the training: updates come in its midst, and the probe needs no free slot."""
+    """One slot: rollouts outlast the training, so updates come in their midst, and the probe finds no free slot."""
     changes = {
         "rollout__ahead": 1,
         "rollout__in_flight": True,
