@@ -143,20 +143,22 @@ def test_grpo_with_a_vllm_worker(tmp_path):
 
 
 def test_grpo_with_weights_into_running_rollouts(tmp_path):
-    """Twice as many samples as slots, most of them long: updates come in their midst, and so does the probe."""
+    """One slot: rollouts outlast the training, so updates come in their midst, and the probe finds no free slot."""
     changes = {
         "rollout__ahead": 1,
         "rollout__in_flight": True,
         "rollout__max_tokens": 150,
+        "rollout__max_slots": 1,
         "grpo__correction": {"kind": "tis"},
+        "grpo__minibatches_per_step": 1,
         "grpo__steps": 4,
         "checkpoint__every": 4,
     }
     ran(write(tmp_path / "recipe.yaml", small(tmp_path / "run", **changes)))
     rows = metrics(tmp_path / "run")
     assert len(rows) == 4 and all(row["sync/workers"] == 1 and row["sync/probe"] < 1e-3 for row in rows)
-    assert all(row["staleness/max"] <= 2 for row in rows) and max(row["staleness/mixed"] for row in rows) > 0
+    assert all(row["staleness/max"] <= 1 for row in rows) and max(row["staleness/mixed"] for row in rows) > 0
     samples = [row for rows in ahead_runs.samples(tmp_path / "run").values() for row in rows]
     assert set(Counter(row["id"] for row in samples).values()) == {4} and len(samples) == 64  # every prompt once
-    assert all(row["weights_version"] <= row["newest_version"] <= 8 for row in samples)
+    assert all(row["weights_version"] <= row["newest_version"] <= 4 for row in samples)
     assert any(row["weights_version"] < row["newest_version"] for row in samples)
