@@ -69,7 +69,7 @@ def test_hostile_sizes_are_cheap(text: str) -> None:
     assert not symbolically_equal(text, "72")
     assert not symbolically_equal("x+72", text)
     symbolically_equal(text, text + " + 1")
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 5  # a tenth of a second on a quiet machine; what blows up takes minutes
 
 
 def test_large_lists_and_matrices_are_compared() -> None:
