@@ -43,15 +43,19 @@ def numbers(folder: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if not k.startswith("sync/")} for row in metrics(folder)]
 
 
-def test_a_run_with_a_worker_is_the_run_in_process(tmp_path):
-    steps = {"grpo__steps": 2, "evaluate": EVALUATE}
-    here = write(tmp_path / "here.yaml", grpo(tmp_path / "here", **steps))
+def run_both(tmp_path: Path, **changes) -> None:
+    """The same run twice, in process (`here`) and with a worker (`there`), which must not make a difference."""
+    here = write(tmp_path / "here.yaml", grpo(tmp_path / "here", **changes))
     there = write(
-        tmp_path / "there.yaml", grpo(tmp_path / "there", **steps, rollout__mode="server", rollout__workers=WORKERS)
+        tmp_path / "there.yaml", grpo(tmp_path / "there", **changes, rollout__mode="server", rollout__workers=WORKERS)
     )
     result = run(str(here), str(there), code=BOTH)
     assert result.returncode == 0, result.stdout + result.stderr
     assert_same(tmp_path / "here", tmp_path / "there")
+
+
+def test_a_run_with_a_worker_is_the_run_in_process(tmp_path):
+    run_both(tmp_path, grpo__steps=2, evaluate=EVALUATE)
     assert_same_evaluations(tmp_path / "here", tmp_path / "there")
     rows = [row for row in metrics(tmp_path / "there") if "evaluation" not in row]
     assert len(rows) == 2 and all(
@@ -65,14 +69,8 @@ def test_a_run_with_a_worker_is_the_run_in_process(tmp_path):
 
 def test_of_adapters_a_worker_gets_what_changed(tmp_path):
     pytest.importorskip("peft", reason="PEFT is not installed")
-    steps = {"grpo__steps": 2, "model__lora": {"r": 4, "target_modules": ["q_proj"]}, "optimizer__warmup_updates": 0}
-    here = write(tmp_path / "here.yaml", grpo(tmp_path / "here", **steps))
-    there = write(
-        tmp_path / "there.yaml", grpo(tmp_path / "there", **steps, rollout__mode="server", rollout__workers=WORKERS)
-    )
-    result = run(str(here), str(there), code=BOTH)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert_same(tmp_path / "here", tmp_path / "there")
+    lora = {"r": 4, "target_modules": ["q_proj"]}
+    run_both(tmp_path, grpo__steps=2, model__lora=lora, optimizer__warmup_updates=0)
     rows = metrics(tmp_path / "there")
     whole = (tmp_path / "there" / "model" / "model.safetensors").stat().st_size
     assert all(1000 < row["sync/bytes"] < whole / 2 for row in rows)
