@@ -189,11 +189,30 @@ def learning_rate(spec: OptimizerSpec, update: int, total: int) -> float:
     return spec.learning_rate * (spec.final_ratio + (1 - spec.final_ratio) * share)
 
 
-def whole_copy(model: Any, compute_dtype: torch.dtype, device: torch.device) -> Any:
-    """An untrained copy in compute type: of a model that is about to be sharded, for the sampler."""
-    made = copy.deepcopy(model).requires_grad_(False).eval()
-    cast_parameters(made, compute_dtype)
-    return made.to(device)
+class WholeCopy:
+    """An untrained copy in compute type of a model that is about to be sharded, for what needs it whole: the sampler,
+    and a reference while it is made."""
+
+    def __init__(self, model: Any, compute_dtype: torch.dtype, device: torch.device, *, samples: bool, reference: bool):
+        self._samples = samples
+        self._model: Any = None
+        if samples or reference:
+            made = copy.deepcopy(model).requires_grad_(False).eval()
+            cast_parameters(made, compute_dtype)
+            self._model = made.to(device)
+
+    @property
+    def model(self) -> Any:
+        assert self._model is not None, "made without a model to sample from"
+        return self._model
+
+    def for_reference(self) -> Any:
+        """Another one where a sampler has this one; else this one, which nobody else wants whole."""
+        model = self.model
+        if self._samples:
+            return copy.deepcopy(model)
+        self._model = None
+        return model
 
 
 def load_backend(

@@ -6,7 +6,6 @@ float32 and scattered. torch's own `fully_shard` is used; of accelerate's config
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from rl.policy import shards
-from rl.policy.backend import Named, whole_copy
+from rl.policy.backend import Named, WholeCopy
 from rl.policy.execution import Execution, Root
 from rl.policy.load import kept_in_float32
 from rl.policy.masters import LocalMasters
@@ -44,8 +43,7 @@ class FullyShardedBackend(LocalMasters):
         kept = kept_in_float32(model)
         if kept and compute_dtype != torch.float32:
             raise LaunchError(f"FSDP2: {kept[0]} must stay float32; set model.dtype: float32")
-        self._copy = whole_copy(model, compute_dtype, processes.device) if samples or reference else None
-        self._samples = samples
+        self._copy = WholeCopy(model, compute_dtype, processes.device, samples=samples, reference=reference)
         root = shard(model, processes, compute_dtype)
         self.execution = Execution(processes.device, compute_dtype, runner(root))
         # Taken once: while a layer is gathered, its module shows whole parameters in their place.
@@ -76,19 +74,13 @@ class FullyShardedBackend(LocalMasters):
                 yield name, shards.whole(parameter, shards.local(parameter).to(self.compute_dtype))
 
     def sampler_model(self) -> Any:
-        assert self._copy is not None, "made without a model to sample from"
-        return self._copy
+        return self._copy.model
 
     def sampler_weights(self) -> Named:
         yield from self.trained_weights()
 
     def frozen_copy(self) -> tuple[Any, Execution]:
-        model = self.sampler_model()
-        if self._samples:
-            model = copy.deepcopy(model)
-        else:  # nobody else wants it whole
-            self._copy = None
-        return frozen(model, self.processes, self.compute_dtype)
+        return frozen(self._copy.for_reference(), self.processes, self.compute_dtype)
 
 
 def shard(model: Any, processes: Processes, compute_dtype: torch.dtype | None) -> Root:

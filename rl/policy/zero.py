@@ -22,7 +22,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor
 
-from rl.policy.backend import MOMENTS, Backend, Named, Read, adamw, whole_copy
+from rl.policy.backend import MOMENTS, Backend, Named, Read, WholeCopy, adamw
 from rl.policy.execution import Execution, Root, directly
 from rl.policy.load import kept_in_float32
 from rl.policy.processes import Processes
@@ -56,9 +56,8 @@ class DeepSpeedBackend(Backend):
         kept = kept_in_float32(model)
         if kept and low:
             raise LaunchError(f"{sharding}: {kept[0]} must stay float32; set model.dtype: float32")
-        copied = (samples or reference) and not self.whole
-        self._copy = whole_copy(model, compute_dtype, processes.device) if copied else None
-        self._samples = samples
+        if not self.whole:
+            self._copy = WholeCopy(model, compute_dtype, processes.device, samples=samples, reference=reference)
         self.named: list[tuple[str, Any]] = list(model.named_parameters())
         self.trained = [(name, p) for name, p in self.named if p.requires_grad]
         # DeepSpeed casts whatever floats, makes its masters of the cast weights, and would cast the buffers too.
@@ -112,10 +111,7 @@ class DeepSpeedBackend(Backend):
             yield name, gathered
 
     def sampler_model(self) -> Any:
-        if self.whole:
-            return self.model
-        assert self._copy is not None, "made without a model to sample from"
-        return self._copy
+        return self.model if self.whole else self._copy.model
 
     def sampler_weights(self) -> Named:
         if not self.whole:
@@ -126,12 +122,7 @@ class DeepSpeedBackend(Backend):
             return copy.deepcopy(self.model).requires_grad_(False).eval(), self.execution._replace(run=directly)
         from rl.policy.fsdp import frozen  # what has no optimizer is cut by FSDP2, under any backend
 
-        model = self.sampler_model()
-        if self._samples:
-            model = copy.deepcopy(model)
-        else:  # nobody else wants it whole
-            self._copy = None
-        return frozen(model, self.processes, self.compute_dtype)
+        return frozen(self._copy.for_reference(), self.processes, self.compute_dtype)
 
     # ---- checkpoints -----------------------------------------------------------------------------------
 
