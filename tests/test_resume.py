@@ -6,6 +6,7 @@ import signal
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from recipes import grpo, metrics, run, sft, write
 
@@ -141,6 +142,20 @@ def test_a_complete_run_is_not_run_again_and_a_longer_one_goes_on(tmp_path):
     straight = write(tmp_path / "straight.yaml", grpo(tmp_path / "straight"))
     assert run(str(straight)).returncode == 0
     assert weights(tmp_path / "run") == weights(tmp_path / "straight")
+
+
+def test_a_run_of_a_release_that_lacked_a_field_goes_on(tmp_path):
+    recipe = write(tmp_path / "recipe.yaml", grpo(tmp_path / "run"))
+    assert run(str(recipe), "grpo.steps=1").returncode == 0
+    kept = tmp_path / "run" / "recipe.yaml"
+    older = yaml.safe_load(kept.read_text())
+    del older["rollout"]["in_flight"], older["precision"]
+    kept.write_text(yaml.safe_dump(older, sort_keys=False))
+    before = (tmp_path / "run" / "summary.json").stat().st_mtime_ns
+    assert run(str(recipe), "grpo.steps=1").returncode == 0
+    assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == before
+    longer = run(str(recipe), "grpo.steps=2")
+    assert "resumed after step 1" in longer.stdout, longer.stderr
 
 
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.recipe import LogSpec
-from rl.recipe_io import RecipeError, dump
+from rl.recipe_io import RecipeError, dump, validate
 from rl.run.checkpoint import Checkpoints, write_file
 from rl.run.metrics import Metrics
 from rl.run.progress import Progress
@@ -42,7 +42,7 @@ class Run:
             for name in ("metrics.jsonl", "summary.json"):
                 (self.folder / name).unlink(missing_ok=True)
         elif kept.exists():
-            changed = _difference(kept.read_text(encoding="utf-8"), identity(self.recipe))
+            changed = _difference(_read(kept), identity(self.recipe))
             # A longer run, other logging, checkpointing or workers may go on; anything else is another experiment.
             harmless = ("log", "checkpoint", "evaluate", "threads", "steps", "epochs", "max_seconds", "workers")
             wrong = [field for field in changed if not any(part in harmless for part in field.split("."))]
@@ -63,7 +63,7 @@ class Run:
         summary, kept = folder / "summary.json", folder / "recipe.yaml"
         if recipe.resume != "auto" or not (summary.is_file() and kept.is_file()):
             return None
-        if kept.read_text(encoding="utf-8") != identity(recipe):
+        if _read(kept) != identity(recipe):
             return None
         found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
         return found
@@ -99,6 +99,17 @@ class Run:
 def identity(recipe: Any) -> str:
     """The recipe as it is kept; how it was asked to resume is not part of what it is."""
     return dump(recipe.model_copy(update={"resume": "auto"}))
+
+
+def _read(kept: Path) -> str:
+    """A kept recipe as it would be kept today: fields that have come since then are at their defaults."""
+    import yaml
+
+    text = kept.read_text(encoding="utf-8")
+    try:
+        return identity(validate(yaml.safe_load(text)))
+    except RecipeError:  # a field of it has gone, so it is another recipe; the text tells where
+        return text
 
 
 def write_stages(recipe: Any) -> None:
