@@ -420,6 +420,17 @@ def test_an_empty_engine_waits_for_all_weights(
     assert check_probe(trainer, engine.score([probe])[0], TOLERANCE, 2) < TOLERANCE
 
 
+def test_prompts_beyond_one_batch_wait_whole(engines: Callable[..., VLLMEngine]) -> None:
+    """A seeded request whose prompt is computed in parts ends vLLM on CPU."""
+    model = llama()
+    engine = engines(model, extra={"max_num_batched_tokens": 64})
+    prompts = token_lists([40, 45, 20, 50, 33])
+    groups = VLLMSampler(engine).generate(prompts, SamplingParams(n=2, max_tokens=8, seed=3))
+    for prompt, group in zip(prompts, groups, strict=True):
+        for sample in group:
+            assert_logprobs(model, prompt, sample)
+
+
 def test_options(engines: Callable[..., VLLMEngine]) -> None:
     threads = torch.set_num_threads
     with pytest.raises(RecipeError, match="max_num_seq: vLLM .* has none; did you mean 'max_num_seqs'"):

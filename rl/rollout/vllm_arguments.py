@@ -65,6 +65,9 @@ def engine_arguments(given: dict[str, Any], extra: dict[str, Any], *, on_cpu: bo
         chosen.setdefault("distributed_executor_backend", "uni")
     if on_cpu:
         chosen.setdefault("enforce_eager", True)
+        # A prompt computed in parts draws a token for each part and takes it back, which a CPU's seeded stream cannot.
+        if chosen.setdefault("enable_chunked_prefill", False):
+            raise RecipeError("engine option enable_chunked_prefill: on CPU it cannot be had with seeded sampling")
         if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             chosen.setdefault("kv_cache_memory_bytes", CPU_CACHE_BYTES)
     elif sleeping:
