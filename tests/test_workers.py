@@ -20,7 +20,7 @@ from rl.rollout import LocalSampler, SamplingParams
 from rl.rollout.local_engine import LocalEngine
 from rl.rollout.probe import ProbeFailed
 from rl.rollout.workers import command
-from rl.rollout.workers.client import WorkerClient
+from rl.rollout.workers.client import Unreachable, WorkerClient
 from rl.rollout.workers.fleet import Fleet, FleetSettings, Probe, Worker
 from rl.rollout.workers.launch import StartFailed, WorkerProcess, write_secret
 from rl.rollout.workers.sampler import WorkerSampler
@@ -323,6 +323,42 @@ def test_a_worker_that_cannot_start_says_why(tmp_path, spool, capsys):
     with pytest.raises(StartFailed, match="worker 0 ended with status 1"):
         broken.wait(60)
     broken.close()
+
+
+def test_a_worker_whose_engine_failed_says_why_before_it_ends(tmp_path, monkeypatch):
+    class Failing(LocalEngine):
+        def step(self):
+            raise RuntimeError("out of luck")
+
+        def idle(self):
+            return False
+
+    monkeypatch.setattr(command, "make_engine", lambda *_: Failing(sampler()))
+    (tmp_path / "secret").write_text(SECRET)
+    port, heard = free_port(), []
+
+    def ask():
+        client = WorkerClient(f"http://127.0.0.1:{port}", SECRET, 10.0)
+        end = time.monotonic() + 60
+        while not heard and time.monotonic() < end:
+            try:
+                client.health()
+            except Unreachable as error:
+                if "luck" in str(error):
+                    heard.append(str(error))
+                    os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        status = command.main(["--model", "m", "--secret-file", str(tmp_path / "secret"), "--port", str(port)])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    thread.join()
+    assert status == 1 and heard == ["the engine failed: RuntimeError: out of luck"]
 
 
 def test_a_new_secret_is_for_this_user_alone(tmp_path):

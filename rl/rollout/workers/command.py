@@ -30,6 +30,7 @@ from rl.recipe_io import RecipeError
 from rl.rollout.engine import Engine
 
 SHORTEST_SECRET = 16
+LAST_WORDS_S = 6.0  # a trainer looks at its workers every 5 s or sooner
 
 
 def main(arguments: list[str]) -> int:
@@ -78,7 +79,14 @@ def serve(given: argparse.Namespace, secret: str, options: Mapping[str, Any]) ->
     if given.announce:
         write_whole(given.announce, json.dumps({"url": server.url, "pid": os.getpid()}))
     print(f"rollout worker ready at {server.url}", flush=True)
-    while not (stop.is_set() or server.asked_to_stop) and loop.alive and _has_parent(given.parent, started_by):
+
+    def wanted() -> bool:
+        return not (stop.is_set() or server.asked_to_stop) and _has_parent(given.parent, started_by)
+
+    while wanted() and loop.alive:
+        time.sleep(0.2)
+    end = time.monotonic() + (LAST_WORDS_S if loop.fault else 0.0)
+    while wanted() and time.monotonic() < end:  # so that the trainer hears why
         time.sleep(0.2)
     server.shutdown()
     loop.stop()
