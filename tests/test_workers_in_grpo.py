@@ -58,9 +58,8 @@ def test_a_run_with_a_worker_is_the_run_in_process(tmp_path):
     run_both(tmp_path, grpo__steps=2, evaluate=EVALUATE)
     assert_same_evaluations(tmp_path / "here", tmp_path / "there")
     rows = [row for row in metrics(tmp_path / "there") if "evaluation" not in row]
-    assert len(rows) == 2 and all(
-        row["sync/workers"] == 1 and row["sync/bytes"] > 10_000 and row["sync/probe"] < 1e-4 for row in rows
-    )
+    assert [row["sync/version"] for row in rows] == [2, 4]  # two updates a step
+    assert all(row["sync/workers"] == 1 and row["sync/bytes"] > 10_000 and row["sync/probe"] < 1e-4 for row in rows)
     folder = tmp_path / "there" / "workers"
     assert not (folder / "weights").exists()
     pid = json.loads((folder / "worker-0.json").read_text())["pid"]

@@ -53,12 +53,12 @@ class Sync:
             return {}
         if isinstance(sampler, WorkerSampler):
             self._send_to(sampler, version)
-            return sampler.sync.metrics()
+            return {"sync/version": float(version), **sampler.sync.metrics()}
         start = time.perf_counter()
         self._send_to(sampler, version)
         scores = sampler.engine.score([self.probe])[0]
         gap = check_probe(probe_logprobs(self.policy, self.probe), scores, self.tolerance, version)
-        return {"sync/seconds": time.perf_counter() - start, "sync/probe": gap}
+        return {"sync/version": float(version), "sync/seconds": time.perf_counter() - start, "sync/probe": gap}
 
     def _send_to(self, sampler: Any, version: int) -> None:
         sampler.update_weights(self.weights(all_=self.first or not self.keeps_others), version)
