@@ -48,7 +48,7 @@ def test_a_worker_of_others_that_is_still_starting_is_waited_for(tmp_path: Path,
             starting.join(120)
             assert not starting.is_alive() and all(worker.up for worker in made.workers)
     late = made.workers[1].client.url
-    assert said[-1].startswith(f"waiting for rollout workers: {late} (ConnectionRefusedError")
+    assert said[-1].startswith(f"waiting for rollout workers: {late}: ConnectionRefusedError")
     made.close()
 
 
@@ -67,8 +67,10 @@ def test_what_is_no_worker_ends_the_start_at_once(tmp_path: Path, said: list[str
         with pytest.raises(RuntimeError) as error:
             made.start()
         other.shutdown()
-    assert str(error.value).endswith(
-        "did not start: " + made.workers[0].client.url + ": the reply (status 200) is not a worker's"
+    page, absent = (worker.client.url for worker in made.workers)
+    text = str(error.value)
+    assert text.startswith(
+        f"rollout workers did not start: {page}: the reply (status 200) is not a worker's; {absent}: "
     )
 
 

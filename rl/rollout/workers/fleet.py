@@ -137,7 +137,8 @@ class Fleet:
     # ---- start and end --------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Waits until every worker answers. RuntimeError as soon as one will not, or not in time."""
+        """Waits until every worker answers. RuntimeError as soon as one will not, or not in time, with all that have not
+        answered."""
         for worker in self.workers:
             if worker.process is not None:
                 worker.process.start()
@@ -182,11 +183,11 @@ class Fleet:
                     failed.append(f"{worker.client.url}: {error}")
                 elif error is not None:
                     raise error
+            waited_for = sorted(f"{answers[future].client.url}: {answers[future].reason}" for future in missing)
             if failed:
-                raise RuntimeError("rollout workers did not start: " + "; ".join(sorted(failed)))
-            if missing:
-                reasons = sorted(f"{answers[future].client.url} ({answers[future].reason})" for future in missing)
-                self.settings.say("waiting for rollout workers: " + ", ".join(reasons))
+                raise RuntimeError("rollout workers did not start: " + "; ".join([*sorted(failed), *waited_for]))
+            if waited_for:
+                self.settings.say("waiting for rollout workers: " + "; ".join(waited_for))
 
     def _first_answer(self, worker: Worker) -> None:
         """One of somebody else's may still be starting, as a job of its own does beside the trainer's."""
