@@ -137,8 +137,8 @@ class Fleet:
     # ---- start and end --------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Waits until every worker answers. RuntimeError as soon as one will not, or not in time, with all that have not
-        answered."""
+        """Waits until every worker answers. RuntimeError as soon as one will not, or not in time: it names all that
+        have not answered."""
         for worker in self.workers:
             if worker.process is not None:
                 worker.process.start()
