@@ -32,6 +32,7 @@ def check_rollout(recipe: GRPORecipe | GKDRecipe) -> list[str]:
         )
     if rollout.engine == "vllm":
         check_temperature("rollout.temperature", rollout.temperature)
+        _check_probe(workers)
     warnings = _check_evaluation(recipe) + check_rounding(recipe)
     if rollout.mode == "colocate" and find_spec("vllm") is None:
         warnings.append("rollout.engine: vLLM is not installed here; run in an environment that has it")
@@ -46,6 +47,18 @@ def check_temperature(field: str, temperature: float) -> None:
 
     if temperature and not COLDEST <= temperature <= HOTTEST:
         raise RecipeError(f"{field}: vLLM samples at temperatures of {COLDEST} to {HOTTEST} or 0, not {temperature}")
+
+
+def _check_probe(workers: WorkersSpec | None) -> None:
+    """Whether vLLM can score it: that takes room for one token more."""
+    from rl.rollout.probe import LENGTH
+
+    limit = workers.options.get("max_model_len") if workers else None
+    if isinstance(limit, int) and 0 < limit <= LENGTH:
+        raise RecipeError(
+            f"rollout.workers.options.max_model_len: {limit} tokens; the probe after each update wants {LENGTH + 1}: "
+            "raise it, or leave it out"
+        )
 
 
 def _check_evaluation(recipe: GRPORecipe | GKDRecipe) -> list[str]:

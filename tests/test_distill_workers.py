@@ -18,7 +18,7 @@ import vllm_env
 from test_distill_recipe import local
 from worker_threads import SECRET, Running
 
-from recipes import environment, launch_two, write
+from recipes import change, environment, launch_two, write
 from rl.check import check
 from rl.distill.asking import fingerprint
 from rl.policy.load import load_model, load_tokenizer
@@ -116,7 +116,7 @@ def test_workers_that_are_not_this_teacher_are_refused(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match=r"a trainer has sent it other weights \(version 3\): start it anew"):
             run(validate(at(tmp_path, one)))
     with pytest.raises(RecipeError, match="teacher.workers: .*did not start: .*refused"):
-        run(validate(at(tmp_path, one)))
+        run(validate(change(at(tmp_path, one), teacher__workers__start_timeout_s=0.1)))
     assert journal(tmp_path / "there") == []
 
 

@@ -182,8 +182,8 @@ def test_without_any_worker_there_is_a_clear_end(spool):
     with pytest.raises(RuntimeError, match=f"no rollout worker for .* 8 of 8 prompts to do .*{url}.*refused"):
         workers.generate(PROMPTS, PARAMS)
     workers.close()
-    with pytest.raises(RuntimeError, match="did not start.*refused"):
-        served([(one.client, None)], spool, model).fleet.start()
+    with pytest.raises(RuntimeError, match="did not start.*not there after 0.1 s: .*refused"):
+        served([(one.client, None)], spool, model, start_timeout_s=0.1).fleet.start()
 
 
 def test_a_worker_of_others_that_comes_back_gets_the_weights_and_goes_on(spool):

@@ -183,6 +183,10 @@ def test_what_can_be_known_before_the_run(tmp_path, monkeypatch):
         check_rollout(of(mode="server", workers={"count": 1, "python": "no-such-python"}))
     with pytest.raises(RecipeError, match="draft_tokens"):
         check_rollout(of(mode="server", engine="vllm", draft_tokens=1, workers={"count": 1}))
+    for mode, count in (("server", {"count": 1}), ("colocate", {})):
+        short = of(mode=mode, engine="vllm", workers={**count, "options": {"max_model_len": 64}})
+        with pytest.raises(RecipeError, match="max_model_len: 64 tokens; the probe after each update wants 65"):
+            check_rollout(short)
     vllm = {"mode": "server", "engine": "vllm", "workers": {"count": 1, "options": {"max_model_len": 512}}}
 
     def evaluating(rollout, **evaluate):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,6 +13,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rl.policy.sharding import LaunchError, Sharding
+
+# How long a collective call waits for the others. The first process starts workers, sends them weights, and samples on
+# while they are restarted, each for as long as the recipe allows; a share of rollouts or problems may take hours more
+# than another. NCCL's own limit of 10 minutes, and gloo's of 30, would end such a run. A process that ends is another
+# matter: its launcher ends the others at once.
+PATIENCE = timedelta(hours=24)
 
 
 class Processes:
@@ -29,7 +36,7 @@ class Processes:
 
             cpu = not torch.cuda.is_available()
             # cpu: accelerate would look for DeepSpeed here, and on a CPU set up nothing for FSDP.
-            state = PartialState(cpu=cpu, backend="gloo" if cpu else "nccl")
+            state = PartialState(cpu=cpu, backend="gloo" if cpu else "nccl", timeout=PATIENCE)
             self.rank, self.world = state.process_index, state.num_processes
             self.device = state.device
         else:
@@ -78,7 +85,7 @@ class Processes:
         those of the first. Every process has to ask for it, in the same order."""
         other = copy.copy(self)
         if self.world > 1:
-            other.group = dist.new_group(backend="gloo")
+            other.group = dist.new_group(backend="gloo", timeout=PATIENCE)
             other.device = torch.device("cpu")
         return other
 

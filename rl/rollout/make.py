@@ -15,7 +15,7 @@ from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError
 from rl.recipe_workers import WorkersSpec
 from rl.rollout.local import LocalSampler
-from rl.rollout.probe import probe_tokens
+from rl.rollout.probe import LENGTH, probe_tokens
 from rl.rollout.starting import model_folder, write_starting_model
 from rl.rollout.sync import Sync, probe_logprobs
 from rl.rollout.workers.fleet import Fleet, FleetSettings, Probe
@@ -147,7 +147,7 @@ def _options(recipe: Sampling, record_routing: bool, evaluated: int) -> dict[str
                 f"rollout.workers.options.max_model_len: {limit} tokens; evaluation needs {evaluated}, for its longest "
                 "prompt and evaluate.max_tokens; raise it, or leave it out"
             )
-        longest = max(rollout.max_prompt_tokens + rollout.max_tokens, evaluated)
+        longest = max(rollout.max_prompt_tokens + rollout.max_tokens, evaluated, LENGTH + 1)  # vLLM scores and adds one
         options |= {"max_model_len": longest, "seed": recipe.seed}
     else:
         options |= {"draft_tokens": rollout.draft_tokens, "record_routing": record_routing}

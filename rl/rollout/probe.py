@@ -10,12 +10,14 @@ import math
 import random
 from collections.abc import Sequence
 
+LENGTH = 64  # of the sequence, in tokens
+
 
 class ProbeFailed(RuntimeError):
     """The sampler's log-probabilities are not those of the weights that it was sent."""
 
 
-def probe_tokens(vocabulary: int, length: int = 64, seed: int = 0) -> list[int]:
+def probe_tokens(vocabulary: int, length: int = LENGTH, seed: int = 0) -> list[int]:
     """A fixed sequence of tokens from all over the vocabulary.
 
     Random ones: rare tokens have rows of the embedding and of the head that ordinary text does not reach.

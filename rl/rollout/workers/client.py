@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection, IncompleteRead
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -28,6 +28,10 @@ REQUESTS_PER_CALL = 256
 
 class Unreachable(Exception):
     """No reply, or none that a worker gives: refused, cut off, too late, or stuck."""
+
+
+class Stranger(Unreachable):
+    """Something answers there, but not the worker that is wanted: waiting does not help."""
 
 
 class Late(Unreachable):
@@ -127,14 +131,16 @@ class WorkerClient:
             status = response.status
         except TimeoutError:
             raise Late(f"no answer in {timeout_s:g} s") from None
-        except (OSError, HTTPException) as error:
+        except (OSError, IncompleteRead) as error:
             raise Unreachable(f"{type(error).__name__}: {error}") from None
+        except HTTPException as error:
+            raise Stranger(f"the reply is not a worker's: {type(error).__name__}: {error}") from None
         finally:
             connection.close()
         try:
             reply = json.loads(raw)
         except ValueError:
-            raise Unreachable(f"the reply (status {status}) is not a worker's") from None
+            raise Stranger(f"the reply (status {status}) is not a worker's") from None
         if status != 200:
             message = reply.get("error") if isinstance(reply, dict) else None
             raise Refusal(status, str(message or f"status {status}"))
@@ -144,7 +150,7 @@ class WorkerClient:
         try:
             health = Health.model_validate(raw)
         except ValidationError:
-            raise Unreachable("the reply is not a worker's") from None
+            raise Stranger("the reply is not a worker's") from None
         if not health.alive:
             raise Unreachable(health.fault or "its engine has stopped")
         if health.heartbeat_s > self.deadline_s:

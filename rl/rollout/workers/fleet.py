@@ -6,16 +6,19 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from rl.rollout.probe import check_probe
-from rl.rollout.workers.client import Refusal, Unreachable, WorkerClient
+from rl.rollout.workers.client import Refusal, Stranger, Unreachable, WorkerClient
 from rl.rollout.workers.launch import StartFailed, WorkerProcess
 from rl.rollout.workers.transfer import Spool, Transmission
 from rl.rollout.workers.wire import Transport
+
+ASK_S = 1.0  # between two looks at a worker of others that is not there yet
+NEWS_S = 60.0  # between two lines on who is waited for
 
 
 @dataclass(frozen=True)
@@ -134,21 +137,17 @@ class Fleet:
     # ---- start and end --------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Waits until every worker answers. RuntimeError names those that do not."""
-        failures = []
+        """Waits until every worker answers. RuntimeError as soon as one will not, or not in time: it names all that
+        have not answered."""
         for worker in self.workers:
             if worker.process is not None:
                 worker.process.start()
         with ThreadPoolExecutor(len(self.workers)) as threads:
-            for worker, future in [(w, threads.submit(self._first_answer, w)) for w in self.workers]:
-                try:
-                    future.result()
-                    worker.up = True
-                except (StartFailed, Unreachable, Refusal) as error:
-                    failures.append(f"{worker.client.url}: {error}")
-        if failures:
-            self.close()
-            raise RuntimeError("rollout workers did not start: " + "; ".join(failures))
+            try:
+                self._until_all_answer({threads.submit(self._first_answer, w): w for w in self.workers})
+            except BaseException:  # of an interrupt, too: while one of the threads waits, this block does not end
+                self.close()
+                raise
 
     def watch(self) -> None:
         """Begins to, unless it has; to be called after the first weights."""
@@ -172,9 +171,43 @@ class Fleet:
             keeper.join(timeout=5)
         self.spool.close()
 
+    def _until_all_answer(self, answers: dict[Future[None], Worker]) -> None:
+        """Says now and then who is waited for."""
+        missing = set(answers)
+        while missing:
+            done, missing = wait(answers, timeout=NEWS_S, return_when=FIRST_EXCEPTION)
+            failed = []
+            for worker, error in [(answers[future], future.exception()) for future in done]:
+                worker.up = error is None
+                if isinstance(error, StartFailed | Unreachable | Refusal):
+                    failed.append(f"{worker.client.url}: {error}")
+                elif error is not None:
+                    raise error
+            waited_for = sorted(f"{answers[future].client.url}: {answers[future].reason}" for future in missing)
+            if failed:
+                raise RuntimeError("rollout workers did not start: " + "; ".join([*sorted(failed), *waited_for]))
+            if waited_for:
+                self.settings.say("waiting for rollout workers: " + "; ".join(waited_for))
+
     def _first_answer(self, worker: Worker) -> None:
+        """One of somebody else's may still be starting, as a job of its own does beside the trainer's."""
         if worker.process is not None:
+            worker.reason = "its process is starting"
             worker.process.wait(self.settings.start_timeout_s)
+            return self._meet(worker)
+        timeout_s = self.settings.start_timeout_s
+        end = time.monotonic() + timeout_s
+        while True:
+            try:
+                return self._meet(worker)
+            except Stranger:
+                raise
+            except Unreachable as error:
+                worker.reason = str(error)
+                if time.monotonic() > end or self._stop.wait(ASK_S):
+                    raise Unreachable(f"not there after {timeout_s:g} s: {error}") from None
+
+    def _meet(self, worker: Worker) -> None:
         worker.client.health()
         if worker.process is None:
             worker.client.abort(None)  # of a trainer that is no more; also shows whether the secret is right

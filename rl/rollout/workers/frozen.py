@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rl.recipe_workers import Engine
-from rl.rollout.workers.client import Unreachable
+from rl.rollout.workers.client import Stranger
 from rl.rollout.workers.fleet import Fleet, FleetSettings, Probe, Worker
 from rl.rollout.workers.transfer import Spool
 from rl.rollout.workers.wire import AS_LOADED
@@ -25,10 +25,9 @@ class FrozenFleet(Fleet):
         super().start()
         self.watch()
 
-    def _first_answer(self, worker: Worker) -> None:
-        if worker.process is None:
-            self._check(worker)  # before its requests are dropped: they may be another's
-        super()._first_answer(worker)
+    def _meet(self, worker: Worker) -> None:
+        self._check(worker)  # before its requests are dropped: they may be another's
+        super()._meet(worker)
 
     def _bring_up_to_date(self, worker: Worker) -> None:
         self._check(worker)
@@ -36,11 +35,11 @@ class FrozenFleet(Fleet):
         self.settings.say(f"worker {worker.client.url} is back")
 
     def _check(self, worker: Worker) -> None:
-        """Raises Unreachable unless the worker samples with what it loaded."""
+        """Raises Stranger unless the worker samples with what it loaded, Unreachable if it is not there."""
         health = worker.client.health()
         if health.fault:
-            raise Unreachable(health.fault)
+            raise Stranger(health.fault)
         if health.engine != self.engine:
-            raise Unreachable(f"its engine is {health.engine}, not {self.engine}")
+            raise Stranger(f"its engine is {health.engine}, not {self.engine}")
         if health.version != AS_LOADED:
-            raise Unreachable(f"a trainer has sent it other weights (version {health.version}): start it anew")
+            raise Stranger(f"a trainer has sent it other weights (version {health.version}): start it anew")

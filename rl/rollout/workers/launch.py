@@ -19,6 +19,9 @@ import rl
 # What a launcher tells its own processes, and would mislead an engine that has processes of its own.
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_",
              "ACCELERATE_", "FSDP_", "DEEPSPEED_")  # fmt: skip
+# With one of these there, a launcher has set OMP_NUM_THREADS=1 for want of another value: the trainer's processes would
+# share the cores. A worker has them to itself, and whoever wants it otherwise says so in `workers.env`.
+_LAUNCHED = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}
 
 
 class StartFailed(RuntimeError):
@@ -139,5 +142,7 @@ def free_port(host: str) -> int:
 def environment(more: Mapping[str, str]) -> dict[str, str]:
     """This process's environment without what its launcher put there; other interpreters find this package by it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER)}
+    if _LAUNCHED & os.environ.keys() and kept.get("OMP_NUM_THREADS") == "1":
+        del kept["OMP_NUM_THREADS"]
     paths = [str(Path(path).resolve().parent) for path in rl.__path__]
     return {**kept, "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [kept.get("PYTHONPATH")])]), **more}

@@ -19,7 +19,7 @@ from rl.rollout.types import Sample
 from rl.rollout.workers.wire import AS_LOADED, Generate, Health
 
 MOST_HELD = 100_000  # groups, running or not fetched yet
-START_S = 600.0  # an engine that is being started shows no sign of life, and may take so long
+START_S = 600.0  # an engine that starts, or loads its weights, shows no sign of life, and may take so long
 NAP_S = 0.2  # how long an idle thread waits before it shows itself again
 
 
@@ -126,6 +126,9 @@ class EngineLoop:
                         self.engine.submit(request.key, request.prompt, params, request.stream)
                     except ValueError as error:
                         self._finish(request.key, _Held(error=str(error)))
+                    except Exception as error:  # nobody reads this command's result
+                        traceback.print_exc()
+                        self._finish(request.key, _Held(error=_short(error)))
 
             self._commands.append(_Command(submit, Future(), when_idle=False))
             self._changed.notify_all()
@@ -188,6 +191,7 @@ class EngineLoop:
                     begun = True
                     self._alive()
                     yield pair
+                self._may_be_silent()  # it has them all, and is still to hand them to its processes or pack them
 
             try:
                 try:
@@ -197,7 +201,7 @@ class EngineLoop:
                         raise
                     begun = True  # requests wait in the queue for the engine that comes
                     self.engine.close()
-                    self._beat = time.monotonic() + START_S
+                    self._may_be_silent()
                     self.engine = self.remake(watched(), version)
             except Exception as error:
                 if begun:
@@ -235,6 +239,9 @@ class EngineLoop:
 
     def _alive(self) -> None:
         self._beat = max(self._beat, time.monotonic())
+
+    def _may_be_silent(self) -> None:
+        self._beat = time.monotonic() + START_S
 
     def _run(self) -> None:
         try:

@@ -81,12 +81,13 @@ class Updates:
         self.loop, self.folder = loop, folder
         self._current: Update | None = None
         self._finished: Finished | None = None  # the last one, if nothing was begun after it
+        self._failed: tuple[int, type[Exception], str] | None = None  # likewise: its version, and why
         self._lock = threading.Lock()
 
     def begin(self, message: Begin) -> None:
         """A new update takes the place of one that was never finished."""
         with self._lock:
-            self._current = self._finished = None
+            self._current = self._finished = self._failed = None
             self._current = Update(message, self.folder)
 
     def bucket(self, note: Bucket, body: bytes | None) -> None:
@@ -98,10 +99,17 @@ class Updates:
         with self._lock:
             if self._finished is not None and self._finished.version == message.version:
                 return self._finished  # asked again, as the reply was lost
+            if self._failed is not None and self._failed[0] == message.version:
+                _, kind, reason = self._failed
+                raise kind(reason)
             update = self._under_way()
             update.check(message)
             self._current = None  # whatever becomes of it, it is not finished twice
-            scores = self.loop.update(update.tensors(), update.version, message.in_flight, message.probe)
+            try:
+                scores = self.loop.update(update.tensors(), update.version, message.in_flight, message.probe)
+            except Exception as error:
+                self._failed = (update.version, *_reason(error))
+                raise
             self._finished = Finished(version=self.loop.engine.version, logprobs=scores)
             return self._finished
 
@@ -109,3 +117,10 @@ class Updates:
         if self._current is None:
             raise Conflict("no update is under way: begin one")
         return self._current
+
+
+def _reason(error: Exception) -> tuple[type[Exception], str]:
+    """What to raise again. The error itself would keep its frames alive, and with them the weights."""
+    if isinstance(error, Conflict | Damaged):
+        return type(error), str(error)
+    return RuntimeError, f"{type(error).__name__}: {error}"
