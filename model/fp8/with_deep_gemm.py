@@ -29,9 +29,7 @@ def fp8_gemm(
     # Tiles on both sides are only ever added to something: for the first micro-batch, to zeros.
     total = torch.zeros(shape, device=device) if accumulate is None else accumulate
     # It compiles one kernel for each value of the dimensions named here. Tokens, the third, are other ones every time.
-    deep_gemm.fp8_gemm_nt(
-        left, (aligned(b.values), b.scales), total, c=total, recipe=(1, 1, TILE), compiled_dims="mn"
-    )
+    deep_gemm.fp8_gemm_nt(left, (aligned(b.values), b.scales), total, c=total, recipe=(1, 1, TILE), compiled_dims="mn")
     return total
 
 
