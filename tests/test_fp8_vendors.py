@@ -1,5 +1,5 @@
-"""The adapters of cuBLAS and DeepGEMM on CPU tensors: what they hand over, by fakes with the libraries' checks, and what
-they leave to Triton, in whose place the reference stands."""
+"""The adapters of cuBLAS and DeepGEMM on CPU tensors: what they hand over, by fakes with the libraries' checks, and
+what they leave to Triton, in whose place the reference stands."""
 
 from __future__ import annotations
 
