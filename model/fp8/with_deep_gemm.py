@@ -36,23 +36,24 @@ def fp8_gemm(
 def declines(a: Quantized, b: Quantized, out_dtype: torch.dtype, accumulate: Tensor | None) -> str | None:
     """Which kind of products, this one being of it, is left to the kernels; None if it is not.
 
-    On Hopper it forms bfloat16 with blocks of weights (its kernel stops unless N % 8 = 0; ⌈N/128⌉ scales, so the last
-    block may be a part of one), and adds to float32 with tiles on both sides. It writes by the copy engine, for which
-    rows lie 16 bytes or a multiple apart. Sums over parts of a tile are not tried.
+    On Hopper it forms bfloat16 with blocks of weights and adds to float32 with tiles on both sides. With weights the
+    last tile and block may be parts of one: it wants ⌈N/128⌉ and ⌈K/128⌉ scales, and its own tests have such shapes.
+    Its kernel stops unless N % 8 = 0, and what the copy engine reads and writes must have rows that lie 16 bytes or a
+    multiple apart.
     """
     (m, k), n = a.shape, b.shape[0]
     if not (m and n and k):
         return "products of nothing"
-    if k % TILE:
-        return f"sums over a length that is no multiple of {TILE}"
     if b.tile == BLOCK:
         if accumulate is not None or out_dtype != torch.bfloat16:
             return "products with weights whose result is not bfloat16"
-        return "weights whose outputs (in input gradients, inputs) are no multiple of 8" if n % 8 else None
+        return "weights whose sides are no multiples of 16 (summed) and 8 (the other)" if k % 16 or n % 8 else None
     if accumulate is None and out_dtype != torch.float32:
         return "weight gradients that are not float32"
     if accumulate is not None and (not accumulate.is_contiguous() or accumulate.data_ptr() % 16):
         return "gradients that are not contiguous from a multiple of 16 bytes on"
+    if k % TILE:
+        return f"weight gradients from tokens whose number is no multiple of {TILE}"
     return "gradients of weights whose inputs are no multiple of 4" if n % 4 else None
 
 
