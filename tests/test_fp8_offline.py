@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,8 +66,11 @@ def test_what_does_not_fit_is_wrong():
 def test_stages_follow_the_shared_memory(monkeypatch, shared, stages):
     from model.fp8.kernels import products
 
-    monkeypatch.setattr(products, "shared_memory", lambda device: shared)
-    shapes = [products.launch_shape(rows, torch.device("cpu")) for rows in (65, 64)]
+    card = SimpleNamespace(shared_memory_per_block_optin=shared)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    products.shared_memory.cache_clear()
+    shapes = [products.launch_shape(rows, torch.device("cuda:0")) for rows in (65, 64)]
+    products.shared_memory.cache_clear()
     assert shapes == [(128, 8, stages[0]), (64, 4, stages[1])]
     for block, _, count in shapes:
         assert count * (block + 128) * 128 < shared

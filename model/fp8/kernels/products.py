@@ -6,6 +6,7 @@ sum on the ordinary ones is the promotion.
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -170,8 +171,8 @@ def shared_memory(device: torch.device) -> int:
     """Bytes that a block may have."""
     if device.type != "cuda":
         return HOPPER_SHARED
-    bytes_: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    return bytes_
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
 def descriptor(values: Tensor, rows: int) -> TensorDescriptor:
