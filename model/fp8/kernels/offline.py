@@ -55,7 +55,6 @@ class Target:
 TARGETS = {
     "sm_89": Target(89, 101376, SYNCHRONOUS, True),
     "sm_90": Target(90, products.HOPPER_SHARED, re.compile(r"wgmma\.mma_async\.\S+\.f32\.e4m3\.e4m3"), False),
-    "sm_100": Target(100, 232448, re.compile(r"tcgen05\.mma\.\S*kind::f8f6f4"), True),
     "sm_120": Target(120, 101376, SYNCHRONOUS, True),
 }
 
