@@ -26,7 +26,6 @@ elif BACKENDS["triton"].missing(torch.device("cuda" if torch.cuda.is_available()
     pytest.skip("needs a GPU or, from the start, TRITON_INTERPRET=1", allow_module_level=True)
 
 from model.fp8 import kernels  # noqa: E402
-from model.fp8.with_scaled_mm import operands, suits  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
@@ -218,14 +217,3 @@ def test_nothing_times_something():
 def test_auto_never_takes_the_interpreter():
     assert choose("triton", DEVICE).operators is kernels
     assert choose("auto", DEVICE).operators is (fp8 if INTERPRETED else kernels)
-
-
-def test_operands_of_scaled_mm_mean_the_same_product():
-    a, b = fp8.quantize_activation(normal(8, 384)), fp8.quantize_weight(normal(256, 384, seed=1))
-    x, w, scale_x, scale_w = operands(a, b)
-    assert scale_x.stride() == (1, 8) and scale_w.shape == (4, 2) and scale_w.stride() == (1, 4)
-    wide_x = x.double() * scale_x.double().repeat_interleave(128, 1)
-    wide_w = w.double() * scale_w[:3].double().repeat_interleave(128, 0).repeat_interleave(128, 1)
-    assert torch.allclose(wide_x @ wide_w, test_fp8_reference.exact(a, b)[0], rtol=1e-5, atol=1e-5)
-    assert suits(a, b) and not suits(a, fp8.quantize_weight(normal(250, 384)))
-    assert not suits(fp8.quantize_activation(normal(7, 384)), b)

@@ -83,6 +83,14 @@ class Backend:
         names = [name for name in vars(Operators) if not name.startswith("_")]
         return cast(Operators, SimpleNamespace(**{name: getattr(own, name, getattr(rest, name)) for name in names}))
 
+    def declines(
+        self, a: Quantized, b: Quantized, out_dtype: torch.dtype = torch.bfloat16, accumulate: Tensor | None = None
+    ) -> str | None:
+        """Which kind of products `fp8_gemm` leaves to the module `rest`, this one being of it; None if it is not."""
+        ask = getattr(importlib.import_module(self.module), "declines", None)
+        found: str | None = None if ask is None else ask(a, b, out_dtype, accumulate)
+        return found
+
 
 def _nothing(device: torch.device) -> str | None:
     return None
@@ -108,7 +116,15 @@ def _no_scaled_mm(device: torch.device) -> str | None:
 def _no_deep_gemm(device: torch.device) -> str | None:
     if importlib.util.find_spec("deep_gemm") is None:
         return "deep_gemm is not installed (github.com/deepseek-ai/DeepGEMM)"
-    return _no_triton(device) or _no_gpu(device, (9, 0), only=True)
+    if (reason := _no_triton(device) or _no_gpu(device, (9, 0), only=True)) is not None:
+        return reason
+    try:
+        library = importlib.import_module("deep_gemm")
+    except Exception as error:  # it looks for CUDA's compiler and libraries, and fails in its own ways without
+        return f"importing deep_gemm failed: {type(error).__name__}: {error}"
+    if not hasattr(library, "fp8_gemm_nt"):
+        return f"deep_gemm {getattr(library, '__version__', '')} has no fp8_gemm_nt; install version 2 or later"
+    return None
 
 
 def _no_gpu(device: torch.device, needed: tuple[int, int], *, only: bool = False) -> str | None:

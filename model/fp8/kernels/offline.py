@@ -1,8 +1,9 @@
-"""Compiles every kernel for Hopper without a GPU: `python -m model.fp8.kernels.offline [--ptx FOLDER]`.
+"""Compiles every kernel without a GPU: `python -m model.fp8.kernels.offline [--target sm_90] [--ptx FOLDER]`.
 
 The operators run on small CPU tensors, and instead of a launch each kernel is compiled for just the types, alignments
 and settings that it would have been launched with. Prints what ptxas says of registers and spills, the shared memory
-and the number of FP8 tensor core instructions. Exit status 1 if a kernel spills or a product has no such instruction.
+and the number of FP8 tensor core instructions. Exit status 1 if a kernel needs more shared memory than a block may
+have, if a product has no such instruction or if, on Hopper, for which the blocks are made, a kernel spills registers.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
@@ -23,10 +25,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from model.fp8 import kernels
-from model.fp8.kernels import products, quantize, swiglu
+from model.fp8.kernels import launches, products, quantize, swiglu
 
-HOPPER = GPUTarget("cuda", 90, 32)
 KERNELS = (
     quantize.tiles_kernel,
     quantize.blocks_kernel,
@@ -41,7 +41,22 @@ TYPES = {
     torch.float32: "fp32",
     torch.int32: "i32",
 }
-WGMMA = re.compile(r"wgmma\.mma_async\.\S+\.f32\.e4m3\.e4m3")
+SYNCHRONOUS = re.compile(r"mma\.sync\.\S+\.f32\.e4m3\.e4m3")
+
+
+@dataclass(frozen=True)
+class Target:
+    capability: int
+    shared: int  # bytes that a block may have
+    mma: re.Pattern[str]  # its FP8 instruction for tensor cores
+    spills: bool  # whether kernels may spill there
+
+
+TARGETS = {
+    "sm_89": Target(89, 101376, SYNCHRONOUS, True),
+    "sm_90": Target(90, products.HOPPER_SHARED, re.compile(r"wgmma\.mma_async\.\S+\.f32\.e4m3\.e4m3"), False),
+    "sm_120": Target(120, 101376, SYNCHRONOUS, True),
+}
 
 
 @dataclass(frozen=True)
@@ -51,45 +66,26 @@ class Compiled:
     registers: int
     spilled: int  # bytes of a thread
     shared: int  # bytes of a block
-    wgmma: int  # instructions in the PTX
+    mma: int  # FP8 instructions in the PTX
+
+    def wrong(self, target: Target) -> bool:
+        product = "product" in self.name or "weight gradient" in self.name
+        return self.shared > target.shared or (product and not self.mma) or (self.spilled > 0 and not target.spills)
 
 
-def compiled() -> list[Compiled]:
+def compiled(target: Target) -> list[Compiled]:
     """Every kernel in the ways that training launches it."""
     found: list[Compiled] = []
-    for name, run in _uses():
+    with _instead_of_launches(lambda *launch: None):
+        ways = launches.training()
+    for name, run in ways.items():
 
         def handle(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], name: str = name) -> None:
-            found.append(_compile(name, kernel, args, options))
+            found.append(_compile(name, kernel, args, options, target))
 
-        with _instead_of_launches(handle):
+        with _instead_of_launches(handle), mock.patch.object(products, "shared_memory", lambda device: target.shared):
             run()
     return found
-
-
-def _uses() -> Iterator[tuple[str, Callable[[], object]]]:
-    x = torch.zeros(256, 512, dtype=torch.bfloat16)
-    offsets = torch.tensor([128, 256], dtype=torch.int32)
-    with _instead_of_launches(lambda *launch: None):
-        a, a_t = kernels.quantize_both(x, offsets=offsets)
-        few = kernels.quantize_activation(x[:32])
-        dense_t = kernels.quantize_activation(x, transposed=True)
-        w, experts = kernels.quantize_weight(x), kernels.quantize_weight(x.expand(2, -1, -1))
-    yield "quantise rows", lambda: kernels.quantize_activation(x)
-    yield "quantise rows and columns", lambda: kernels.quantize_both(x, floor=None)
-    yield "quantise rows and columns of groups", lambda: kernels.quantize_both(x, power_of_two=True, offsets=offsets)
-    yield "quantise columns of E4M3 in groups", lambda: kernels.quantize_activation(a, transposed=True, offsets=offsets)
-    yield "quantise blocks", lambda: kernels.quantize_weight(x)
-    yield "product", lambda: kernels.fp8_gemm(a, w)
-    yield "product, few rows", lambda: kernels.fp8_gemm(few, w)
-    yield "weight gradient", lambda: kernels.fp8_gemm(dense_t, dense_t, accumulate=torch.zeros(512, 512))
-    yield "grouped product", lambda: kernels.grouped_gemm(a, experts, offsets)
-    yield (
-        "grouped weight gradient",
-        lambda: kernels.grouped_wgrad(a_t, a_t, offsets, accumulate=torch.zeros(2, 512, 512)),
-    )
-    yield "SwiGLU", lambda: kernels.swiglu_quantize(x)
-    yield "SwiGLU backward", lambda: kernels.swiglu_quantize_backward(x[:, :256], a, offsets=offsets)
 
 
 @contextmanager
@@ -104,7 +100,7 @@ def _instead_of_launches(handle: Callable[[Any, tuple[Any, ...], dict[str, Any]]
             del kernel.run
 
 
-def _compile(name: str, kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Compiled:
+def _compile(name: str, kernel: Any, args: tuple[Any, ...], options: dict[str, Any], target: Target) -> Compiled:
     signature, constants, aligned = {}, {}, {}
     for index, (parameter, value) in enumerate(zip(kernel.params, args, strict=True)):
         constant = parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1)
@@ -116,10 +112,11 @@ def _compile(name: str, kernel: Any, args: tuple[Any, ...], options: dict[str, A
             and (value.data_ptr() if isinstance(value, Tensor) else value) % 16 == 0
         ):
             aligned[(index,)] = [["tt.divisibility", 16]]
-    built = triton.compile(ASTSource(kernel, signature, constants, aligned), target=HOPPER, options=options)
+    gpu = GPUTarget("cuda", target.capability, 32)
+    built = triton.compile(ASTSource(kernel, signature, constants, aligned), target=gpu, options=options)
     ptx: str = built.asm["ptx"]
     registers, spilled = _resources(built.asm["cubin"])
-    return Compiled(name, ptx, registers, spilled, built.metadata.shared, len(WGMMA.findall(ptx)))
+    return Compiled(name, ptx, registers, spilled, built.metadata.shared, len(target.mma.findall(ptx)))
 
 
 def _type(value: Any) -> str:
@@ -145,17 +142,21 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--target", choices=TARGETS, default="sm_90", help="compute capability (default: sm_90, Hopper)"
+    )
     parser.add_argument("--ptx", type=Path, metavar="FOLDER", help="also write each kernel's PTX there")
-    folder = parser.parse_args().ptx
-    found = compiled()
-    print(f"{'kernel':38}{'registers':>10}{'spilled':>10}{'shared':>10}{'wgmma':>8}")
+    given = parser.parse_args()
+    target = TARGETS[given.target]
+    found = compiled(target)
+    print(f"{'kernel':48}{'registers':>10}{'spilled':>10}{'shared':>10}{'FP8 mma':>10}")
     for kernel in found:
-        print(f"{kernel.name:38}{kernel.registers:10}{kernel.spilled:10}{kernel.shared:10}{kernel.wgmma:8}")
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{kernel.name.replace(' ', '-').replace(',', '')}.ptx").write_text(kernel.ptx)
-    wrong = [k for k in found if k.spilled or (not k.wgmma and ("product" in k.name or "weight gradient" in k.name))]
-    return 1 if wrong else 0
+        wrong = "  wrong" if kernel.wrong(target) else ""
+        print(f"{kernel.name:48}{kernel.registers:10}{kernel.spilled:10}{kernel.shared:10}{kernel.mma:10}{wrong}")
+        if given.ptx is not None:
+            given.ptx.mkdir(parents=True, exist_ok=True)
+            (given.ptx / f"{kernel.name.replace(' ', '-').replace(',', '')}.ptx").write_text(kernel.ptx)
+    return int(any(kernel.wrong(target) for kernel in found))
 
 
 if __name__ == "__main__":

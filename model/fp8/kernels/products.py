@@ -5,6 +5,9 @@ the inner loop. A tile of 128 of K is one product from zero on the tensor cores;
 sum on the ordinary ones is the promotion.
 """
 
+from functools import cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -14,9 +17,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from model.fp8.blocks import BLOCK
 from model.fp8.kernels.common import WIDTH, experts_above, group_of
-from model.fp8.quantized import Quantized, check_product
+from model.fp8.quantized import TILE, Quantized, check_product
 
 BLOCK_N = 128
+HOPPER_SHARED = 232448  # bytes of shared memory that a block may have on compute capability 9.0
+BESIDE_STAGES = 1024  # of them, for what are not copied operands
 SWIZZLE = 8  # row blocks whose products with one column block follow each other: they find it in the cache
 
 
@@ -141,7 +146,7 @@ def grouped_wgrad(
     out = _out(dy_t, x_t, accumulate, shape, out_dtype)
     if not out.numel() or not dy_t.shape[1]:
         return out if accumulate is not None else out.zero_()
-    block, warps, stages = launch_shape(n)
+    block, warps, stages = launch_shape(n, out.device)
     grid = (triton.cdiv(n, block) * triton.cdiv(k, BLOCK_N), experts)
     tokens_kernel[grid](
         descriptor(dy_t.values, block), descriptor(x_t.values, BLOCK_N), dy_t.scales, x_t.scales, out, offsets,
@@ -152,9 +157,22 @@ def grouped_wgrad(
     return out
 
 
-def launch_shape(rows: int) -> tuple[int, int, int]:
-    """(rows of a block, warps, stages of copies in flight): two warp groups of 64 rows each, one for a few rows."""
-    return (128, 8, 4) if rows > 64 else (64, 4, 5)
+def launch_shape(rows: int, device: torch.device) -> tuple[int, int, int]:
+    """(rows of a block, warps, stages of copies in flight): two warp groups of 64 rows each, one for a few rows.
+
+    As many stages as Hopper makes use of, or as the device's shared memory holds.
+    """
+    block, warps, stages = (128, 8, 4) if rows > 64 else (64, 4, 5)
+    return block, warps, min(stages, (shared_memory(device) - BESIDE_STAGES) // ((block + BLOCK_N) * TILE))
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that a block may have."""
+    if device.type != "cuda":
+        return HOPPER_SHARED
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
 def descriptor(values: Tensor, rows: int) -> TensorDescriptor:
@@ -171,7 +189,7 @@ def _rows(a: Quantized, b: Quantized, offsets: Tensor | None, out: Tensor, accum
     m, n, experts = a.shape[0], b.shape[-2], 1 if offsets is None else len(offsets)
     if not out.numel() or not b.values.numel():
         return out if accumulate else out.zero_()
-    block, warps, stages = launch_shape(m // experts)
+    block, warps, stages = launch_shape(m // experts, out.device)
     blocks_m = (m + (block - 1) * (experts + (offsets is not None))) // block
     rows_kernel[(blocks_m * triton.cdiv(n, BLOCK_N),)](
         descriptor(a.values, block), descriptor(b.values, BLOCK_N), a.scales, b.scales, out, offsets,
