@@ -19,7 +19,7 @@ from rl.policy.backend import block_of
 from rl.rollout.local_engine import LocalEngine
 from rl.rollout.workers.buckets import Damaged
 from rl.rollout.workers.client import WorkerClient
-from rl.rollout.workers.collective import BroadcastFailed
+from rl.rollout.workers.collective import Broadcast, BroadcastFailed
 from rl.rollout.workers.fleet import Fleet, FleetSettings, Worker
 from rl.rollout.workers.sampler import WorkerSampler
 from rl.rollout.workers.transfer import Spool, Transmission
@@ -105,7 +105,8 @@ def test_a_damaged_bucket_does_not_get_a_new_checksum(tmp_path):
 # ---- a broadcast in which a worker is lost -----------------------------------------------------------
 
 
-def test_one_that_does_not_receive_a_broadcast_is_no_refusal(tmp_path):
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_one_that_does_not_receive_a_broadcast_is_no_refusal(tmp_path, rank):
     """All are given up with it, and none waits for a broadcast that cannot be; by http they take the weights."""
     model = tiny_model("llama", seed=9)
     spool = Spool(tmp_path / "spool", limit=20_000)
@@ -116,7 +117,8 @@ def test_one_that_does_not_receive_a_broadcast_is_no_refusal(tmp_path):
         sending = Transmission(clients, 5, "collective")
         for number, bucket in enumerate(spool.write(model.named_parameters())):
             if number == 1:
-                receive_fails(workers[1])
+                group = workers[rank - 1].server.updates._current._broadcast
+                fails(group, BroadcastFailed("the broadcast failed"))
             sending.send(bucket)
         assert sending.finish() == []
         assert time.monotonic() - start < clients[0].deadline_s
@@ -127,13 +129,24 @@ def test_one_that_does_not_receive_a_broadcast_is_no_refusal(tmp_path):
         assert {worker.client.health().version for worker in workers} == {5}
 
 
-def receive_fails(worker: Running) -> None:
-    """From now on, as if the connection to the one before it in the broadcast had been lost."""
+def fails(broadcast: Broadcast, error: Exception) -> None:
+    """From now on, as if a connection to another had been lost, or the memory were full."""
 
-    def receive(size: int) -> Tensor:
-        raise BroadcastFailed("the broadcast failed: as if cut off")
+    def fail(_: Tensor | int) -> Tensor:
+        raise error
 
-    worker.server.updates._current._broadcast.receive = receive
+    broadcast.send = broadcast.receive = fail
+
+
+def test_what_a_worker_answers_that_was_given_up_is_no_refusal(tmp_path):
+    spool = Spool(tmp_path / "spool", limit=1 << 20)
+    with Running(spool.folder) as one:
+        sending = Transmission([one.client], 5, "collective")
+        fails(one.server.updates._current._broadcast, MemoryError("the memory is full"))
+        fails(sending._broadcast, BroadcastFailed("the broadcast failed"))
+        for bucket in spool.write(tiny_model("llama").named_parameters()):
+            sending.send(bucket)
+        assert sending.finish() == [] and sending.lost == {one.client.url: "the broadcast failed"}
 
 
 def test_a_group_that_does_not_come_together_is_no_refusal(tmp_path):

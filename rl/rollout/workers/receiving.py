@@ -70,7 +70,8 @@ class Update:
         try:
             return as_bytes(self._broadcast.receive(size))
         except BroadcastFailed as error:
-            self._broadcast = None  # closes its connections: those who wait for this one need not do so for long
+            self._broadcast.close()
+            self._broadcast = None
             raise Conflict(str(error)) from error
 
     def check(self, finish: Finish) -> None:

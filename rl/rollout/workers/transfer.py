@@ -230,12 +230,14 @@ class Transmission:
         self._all_or_none()
 
     def _send_collectively(self, note: Bucket, data: bytes) -> None:
+        broadcast = self._broadcast
+        assert broadcast is not None
+
         def send() -> None:
-            assert self._broadcast is not None
             try:
-                self._broadcast.send(as_tensor(data))
+                broadcast.send(as_tensor(data))
             except BroadcastFailed as error:
-                self._broadcast = None  # closes its connections: those who wait for us need not do so for long
+                broadcast.close()
                 self._lose_all(str(error))
 
         self._each(lambda client: client.bucket(note), send)
