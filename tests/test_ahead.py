@@ -184,14 +184,23 @@ def test_two_processes_go_on_as_if_they_had_not_stopped(tmp_path):
 
 def test_the_sampler_is_closed_when_nobody_samples_any_more(tmp_path, monkeypatch):
     """Though the run ends early, in the midst of a rollout: one that had begun would wait for workers that are gone."""
-    sampling, close, real = [], Sync.close, LocalSampler.generate
+    sampling, rollouts, over = [], [], threading.Event()
+    close, finish, generate = Sync.close, GRPO.finish, LocalSampler.generate
 
     def closed(link):
         sampling.extend(t.name for t in threading.enumerate() if t.name == "rollout")
         close(link)
 
+    def slow(*a, **k):
+        rollouts.append(a)
+        if len(rollouts) == 3:  # goes on when the run has ended but for that
+            over.wait(60)
+            time.sleep(1.0)
+        return generate(*a, **k)
+
     monkeypatch.setattr(Sync, "close", closed)
-    monkeypatch.setattr(LocalSampler, "generate", lambda *a, **k: (real(*a, **k), time.sleep(1.0))[0])
+    monkeypatch.setattr(GRPO, "finish", lambda self: (finish(self), over.set())[0])
+    monkeypatch.setattr(LocalSampler, "generate", slow)
     training = train(tmp_path / "run", 1, grpo__max_seconds=1e-9)
     assert training.steps_done == 1 and not sampling
 
