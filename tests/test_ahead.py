@@ -19,7 +19,6 @@ from rl.grpo import GRPO
 from rl.policy.processes import Processes
 from rl.recipe_io import RecipeError, validate
 from rl.rollout import LocalSampler
-from rl.rollout.sync import Sync
 
 # Weights stay as they are, bit for bit: so whatever sampled, it is the policy of the start.
 FROZEN = {"optimizer__learning_rate": 1e-30}
@@ -180,29 +179,6 @@ def test_two_processes_go_on_as_if_they_had_not_stopped(tmp_path):
     assert weights(tmp_path / "part") == weights(tmp_path / "whole")
     assert samples(tmp_path / "part") == samples(tmp_path / "whole")
     assert metrics(tmp_path / "part") == metrics(tmp_path / "whole")
-
-
-def test_the_sampler_is_closed_when_nobody_samples_any_more(tmp_path, monkeypatch):
-    """Though the run ends early, in the midst of a rollout: one that had begun would wait for workers that are gone."""
-    sampling, rollouts, over = [], [], threading.Event()
-    close, finish, generate = Sync.close, GRPO.finish, LocalSampler.generate
-
-    def closed(link):
-        sampling.extend(t.name for t in threading.enumerate() if t.name == "rollout")
-        close(link)
-
-    def slow(*a, **k):
-        rollouts.append(a)
-        if len(rollouts) == 3:  # goes on when the run has ended but for that
-            over.wait(60)
-            time.sleep(1.0)
-        return generate(*a, **k)
-
-    monkeypatch.setattr(Sync, "close", closed)
-    monkeypatch.setattr(GRPO, "finish", lambda self: (finish(self), over.set())[0])
-    monkeypatch.setattr(LocalSampler, "generate", slow)
-    training = train(tmp_path / "run", 1, grpo__max_seconds=1e-9)
-    assert training.steps_done == 1 and not sampling
 
 
 # ---- killed and resumed ----------------------------------------------------------------------------------
