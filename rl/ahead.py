@@ -119,13 +119,18 @@ class Collector:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends the thread: after `finish`, or, if there was an error, as soon as it looks."""
+        """Ends the thread: after `finish`, or, if there was an error, as soon as it looks.
+
+        After `finish` every process waits for all: the first one may end the workers that they share.
+        """
         if error is not None:
             with self._changed:
                 self._stopping = True
                 self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(None if error is None else PATIENCE_S)
+        if error is None:
+            self.trainers.barrier()
 
     # ---- the thread --------------------------------------------------------------------------------------
 

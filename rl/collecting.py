@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rewards import Reward
@@ -132,9 +132,8 @@ class CollectingTraining(SamplingTraining):
 
     # ---- the run -----------------------------------------------------------------------------------------
 
-    def run(self) -> dict[str, Any]:
-        with self.collector or nullcontext():
-            return super().run()
+    def beside(self) -> AbstractContextManager[Any]:
+        return self.collector or super().beside()
 
     def finish(self) -> dict[str, Any]:
         if self.collector is not None:

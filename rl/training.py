@@ -10,6 +10,7 @@ import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -262,9 +263,14 @@ class SamplingTraining(Training):
 
     def run(self) -> dict[str, Any]:
         try:
-            return super().run()
+            with self.beside():
+                return super().run()
         finally:
             self.link.close()
+
+    def beside(self) -> AbstractContextManager[Any]:
+        """What samples in another thread while the run lasts. It ends before the sampler does."""
+        return nullcontext()
 
     @property
     def shares_weights(self) -> bool:

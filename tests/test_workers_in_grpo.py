@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import ahead_runs
 import pyarrow.parquet as pq
 import pytest
 
-from recipes import PROBLEMS, grpo, launch_two, metrics, run, write
+from recipes import PROBLEMS, environment, free_port, grpo, launch_two, metrics, run, write
 from rl.check_rollout import check_rollout, rollout_table
 from rl.check_tables import memory_table
 from rl.recipe_io import RecipeError, validate
+from rl.recipe_workers import WorkersSpec
 
 # The second run never samples from the model that it trains.
 BOTH = """
@@ -112,6 +114,41 @@ def test_a_worker_samples_ahead_what_a_copy_in_process_does(tmp_path):
     rows = [row for row in metrics(tmp_path / "there") if "evaluation" not in row]
     assert [row["staleness/max"] for row in rows] == [0, 2, 2, 2]
     assert_same_evaluations(tmp_path / "here", tmp_path / "there")
+
+
+# The second process is slow, and samples when the first has nothing more to do.
+LATE = """
+import os, sys, time
+from rl.__main__ import main
+from rl.rollout.workers.sampler import WorkerSampler
+stream = WorkerSampler.stream
+def late(*a, **k):
+    time.sleep(8.0 * int(os.environ["RANK"]))
+    yield from stream(*a, **k)
+WorkerSampler.stream = late
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_ahead_that_ends_early_keeps_its_workers_until_all_have_sampled(tmp_path):
+    """Otherwise a rollout that has begun waits for them, as long as for workers that come up."""
+    changes = {"grpo__max_seconds": 1e-9, "grpo__correction": {"kind": "tis"}, "rollout__ahead": 1}
+    recipe = grpo(tmp_path / "run", **changes, rollout__mode="server", rollout__workers=WORKERS)
+    path, port = write(tmp_path / "run.yaml", recipe), str(free_port())
+    running = []
+    for rank in ("0", "1"):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        env = environment(**names, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        running.append(subprocess.Popen([sys.executable, "-c", LATE, str(path)], env=env))
+    try:
+        start = time.monotonic()
+        assert [process.wait(500) for process in running] == [0, 0]
+        assert time.monotonic() - start < 500 < WorkersSpec().start_timeout_s
+    finally:
+        for process in running:
+            process.kill()
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [1]
 
 
 @pytest.mark.slow

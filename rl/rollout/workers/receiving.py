@@ -17,7 +17,7 @@ from rl.rollout.workers.buckets import (
     staged_file,
     total_checksum,
 )  # fmt: skip
-from rl.rollout.workers.collective import Broadcast
+from rl.rollout.workers.collective import Broadcast, BroadcastFailed
 from rl.rollout.workers.loop import Conflict, EngineLoop
 from rl.rollout.workers.wire import Begin, Bucket, Finish, Finished
 
@@ -38,7 +38,10 @@ class Update:
         if begin.transport == "collective":
             if begin.group is None:
                 raise Damaged("transport collective needs a group to meet in")
-            self._broadcast = Broadcast.join(**begin.group.model_dump())
+            try:
+                self._broadcast = Broadcast.join(**begin.group.model_dump())
+            except BroadcastFailed as error:
+                raise Conflict(str(error)) from error
 
     def add(self, note: Bucket, body: bytes | None) -> None:
         """Checks the next bucket; one that is sent again, after damage, replaces nothing that was right."""
@@ -55,11 +58,21 @@ class Update:
             if note.file is None:
                 raise Damaged("transport files needs the name of a file")
             return staged_file(self.folder / note.file, note.checksum)
-        if self._broadcast is not None:
-            return staged_bytes(as_bytes(self._broadcast.receive(note.bytes)), note.checksum)
+        if self.transport == "collective":
+            return staged_bytes(self._received(note.bytes), note.checksum)
         if body is None:
             raise Damaged("transport http needs the bucket in the body")
         return staged_bytes(body, note.checksum)
+
+    def _received(self, size: int) -> bytes:
+        if self._broadcast is None:
+            raise Conflict("the broadcast of this update has failed")
+        try:
+            return as_bytes(self._broadcast.receive(size))
+        except BroadcastFailed as error:
+            self._broadcast.close()
+            self._broadcast = None
+            raise Conflict(str(error)) from error
 
     def check(self, finish: Finish) -> None:
         if finish.version != self.version:

@@ -1,8 +1,8 @@
 """A worker's HTTP server. Everything but `/health` wants the secret; whatever comes in, the engine lives on.
 
 Replies are JSON. 400: the message is wrong (`error` says how); 401: no secret, or another; 409: right, but not now
-(another version, no update under way, a broken engine); 422: damaged weights, the old ones stay; 404, 405, 408, 411,
-413: as usual; 500: the engine's own error.
+(another version, no update under way, a broadcast that failed, a broken engine); 422: damaged weights, the old ones
+stay; 404, 405, 408, 411, 413: as usual; 500: the engine's own error.
 """
 
 from __future__ import annotations

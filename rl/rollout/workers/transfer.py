@@ -14,9 +14,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rl.rollout.workers.buckets import as_tensor, checksum, packed, total_checksum
+from rl.rollout.workers.buckets import as_tensor, checksum, packed, staged_file, total_checksum
 from rl.rollout.workers.client import Refusal, Unreachable, WorkerClient
-from rl.rollout.workers.collective import Broadcast, open_store
+from rl.rollout.workers.collective import Broadcast, BroadcastFailed, open_store
 from rl.rollout.workers.wire import Begin, Bucket, Finish, Group, Transport
 
 PREFIX = "r1forge-weights-"
@@ -38,7 +38,10 @@ class Spooled:
 
 
 class Spool:
-    """The newest value of every weight that was ever sent, in buckets of at most `limit` bytes."""
+    """The newest value of every weight that was ever sent, and no other, in buckets of at most `limit` bytes.
+
+    A worker that comes back is sent all of it, and an engine may take a weight only once in an update.
+    """
 
     def __init__(self, folder: Path, limit: int):
         self.folder, self.limit = _own_folder(folder), limit
@@ -47,20 +50,35 @@ class Spool:
         self._remove()  # what a run that was killed has left
 
     def write(self, named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[Spooled]:
-        """Each bucket as it is written. At the end, older buckets go whose every weight has been sent anew."""
+        """Each bucket as it is written. At the end, older buckets lose the weights that have been sent anew."""
         fresh: list[Spooled] = []
         for names, data in packed(named_tensors, self.limit):
-            self._written += 1
-            path = self.folder / f"{PREFIX}{self._written:08d}.safetensors"
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(data)
-            fresh.append(Spooled(path, frozenset(names), len(data), checksum(data)))
+            fresh.append(self._put(names, data))
             yield fresh[-1]
         new = frozenset[str]().union(*(bucket.names for bucket in fresh))
-        for bucket in self.buckets:
-            if bucket.names <= new:
-                bucket.path.unlink(missing_ok=True)
-        self.buckets = [bucket for bucket in self.buckets if not bucket.names <= new] + fresh
+        self.buckets = [kept for bucket in self.buckets for kept in self._without(bucket, new)] + fresh
+
+    def _put(self, names: Iterable[str], data: bytes) -> Spooled:
+        self._written += 1
+        path = self.folder / f"{PREFIX}{self._written:08d}.safetensors"
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+        return Spooled(path, frozenset(names), len(data), checksum(data))
+
+    def _without(self, bucket: Spooled, new: frozenset[str]) -> list[Spooled]:
+        """What is left of an old bucket, written anew if that is a part of it.
+
+        As later updates bring the same weights again, hardly any bucket is rewritten twice.
+        """
+        left = bucket.names - new
+        if left == bucket.names:
+            return [bucket]
+        kept = []
+        if left:  # read with its checksum: a damaged file must not get a new one
+            tensors = staged_file(bucket.path, bucket.checksum).tensors()
+            kept = [self._put(*part) for part in packed((pair for pair in tensors if pair[0] in left), self.limit)]
+        bucket.path.unlink(missing_ok=True)
+        return kept
 
     def close(self) -> None:
         self._remove()
@@ -164,7 +182,7 @@ class Transmission:
         return self.live
 
     def _each(self, call: Callable[[WorkerClient], None], meanwhile: Callable[[], None] | None = None) -> None:
-        """The call for every worker at the same time. TransferError if one says that it never will."""
+        """The call for every worker at the same time. TransferError if one that is left says that it never will."""
         futures = {client: self._threads.submit(call, client) for client in self.live}
         if meanwhile is not None:
             meanwhile()
@@ -174,7 +192,7 @@ class Transmission:
             except Unreachable as error:
                 self._lose(client, str(error))
             except Refusal as error:
-                if error.status >= 500:
+                if error.status >= 500 and client in self.live:
                     raise TransferError(
                         f"worker {client.url} refused the weights of version {self.version}: {error}"
                     ) from error
@@ -205,10 +223,11 @@ class Transmission:
         def join() -> None:
             try:
                 self._broadcast = Broadcast(store, 0, world, backend, timeout_s)
-            except RuntimeError as error:
-                self._lose_all(f"the group for the broadcast did not come together: {_first_line(error)}")
+            except BroadcastFailed as error:
+                self._lose_all(str(error))
 
         self._each(begin, join)
+        self._all_or_none()
 
     def _send_collectively(self, note: Bucket, data: bytes) -> None:
         broadcast = self._broadcast
@@ -217,16 +236,19 @@ class Transmission:
         def send() -> None:
             try:
                 broadcast.send(as_tensor(data))
-            except RuntimeError as error:
-                self._lose_all(f"the broadcast failed: {_first_line(error)}")
+            except BroadcastFailed as error:
+                broadcast.close()
+                self._lose_all(str(error))
 
         self._each(lambda client: client.bucket(note), send)
+        self._all_or_none()
+
+    def _all_or_none(self) -> None:
+        """A broadcast goes through those that take part in it, so none is begun in which one would be missing. All get
+        the weights one by one afterwards."""
+        if self.lost:
+            self._lose_all(f"the broadcast cannot go on without {', '.join(self.lost)}")
 
     def _lose_all(self, reason: str) -> None:
-        """A broadcast in which one is missing fails for all; they get the weights one by one afterwards."""
         for client in list(self.live):
             self._lose(client, reason)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
