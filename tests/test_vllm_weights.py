@@ -21,6 +21,7 @@ from rl.rollout.vllm_weights import (
     spooled,
     spooled_tensors,
     together,
+    unread,
 )
 
 FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
@@ -88,6 +89,27 @@ def test_what_is_wrong_with_an_update_is_named() -> None:
     run({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]})
     with pytest.raises(ValueError, match=r"model\.norm\.weight: shape \(3,\), expected \(32,\)"):
         run({**tensors, "model.norm.weight": torch.zeros(3)})
+
+
+def test_a_tensor_that_comes_twice_is_refused() -> None:
+    """Of a layer that is complete vLLM drops what comes after, without a word."""
+    tensors = state()
+    twice = [*tensors.items(), ("model.norm.weight", tensors["model.norm.weight"] + 1)]
+    with pytest.raises(ValueError, match=r"model\.norm\.weight was sent twice"):
+        list(checked(twice, shapes_of(tensors), FUSED, tied=True, whole=False))
+
+
+def test_what_vllm_passes_over_need_not_come() -> None:
+    tensors = state()
+    spare = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": (4,),
+        "model.layers.2.eh_proj.weight": (8, 16),  # of a prediction module, behind the two layers
+        "mtp.norm.weight": (8,),
+    }
+    shapes = {**shapes_of(tensors), **spare}
+    assert unread(shapes, 2) == set(spare)
+    passed = checked(tensors.items(), shapes, FUSED, tied=True, whole=True, unread=unread(shapes, 2))
+    assert dict(passed) == tensors
 
 
 def test_the_stream_is_not_read_ahead() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,6 +74,24 @@ def engine_arguments(given: dict[str, Any], extra: dict[str, Any], *, on_cpu: bo
     elif sleeping:
         chosen.setdefault("enable_sleep_mode", True)
     return {**chosen, **OURS}
+
+
+def engine_config(arguments: dict[str, Any], *, record_routing: bool) -> tuple[Any, bool]:
+    """vLLM's configuration, and whether it records the experts that tokens meet.
+
+    record_routing: it should if it can: not on CPU, nor with pipeline parallelism, and whatever else vLLM names.
+    """
+    import vllm
+
+    option = "enable_return_routed_experts"
+    if record_routing and option not in arguments:
+        try:
+            return vllm.EngineArgs(**arguments, **{option: True}).create_engine_config(), True
+        except ValueError as error:
+            plain = vllm.EngineArgs(**arguments).create_engine_config()  # may fail for the same reason, and then fails
+            warnings.warn(f"vLLM does not record the experts that tokens meet: {error}", stacklevel=2)
+            return plain, False
+    return vllm.EngineArgs(**arguments).create_engine_config(), bool(arguments.get(option))
 
 
 def folder_stop_ids(model_path: str) -> tuple[int, ...]:
