@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tiny_models import tiny_model, token_lists, tokenizer
 from rl.rollout import LocalSampler, SamplingParams, VLLMSampler
 from rl.rollout.local_engine import LocalEngine
 from rl.rollout.probe import ProbeFailed, check_probe, probe_tokens
+from rl.rollout.vllm_arguments import may_start_empty
 from rl.rollout.vllm_weights import (
     checked,
     checkpoint_shapes,
@@ -142,6 +144,13 @@ def test_tensors_by_way_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[n], t) and back[n].dtype == t.dtype for n, t in tensors.items())
     assert not Path(folder).exists()
+
+
+def test_quantised_engines_and_those_told_how_load_their_weights() -> None:
+    plain, quantised = SimpleNamespace(quantization=None), SimpleNamespace(quantization="fp8")
+    assert may_start_empty(plain, {"dtype": "bfloat16"})
+    assert not may_start_empty(quantised, {})
+    assert not may_start_empty(plain, {"load_format": "runai_streamer"})
 
 
 # ---- the probe ---------------------------------------------------------------------------------------

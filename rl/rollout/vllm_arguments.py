@@ -119,3 +119,12 @@ def why_fixed(config: Any) -> str | None:
     else:
         return None
     return f"on CPU vLLM cannot replace the weights of this model ({what}): restart the engine from a checkpoint"
+
+
+def may_start_empty(config: Any, arguments: dict[str, Any]) -> bool:
+    """Whether random weights may stand where the first update's will. config: vLLM's, of the model.
+
+    Not where they are quantised: vLLM brings them into another form at the start, and its reload has not been tried on
+    what it makes of random ones. Nor where the user says how weights are loaded.
+    """
+    return config.quantization is None and "load_format" not in arguments

@@ -20,7 +20,14 @@ from rl.recipe_io import RecipeError
 from rl.rollout.engine import RestartNeeded
 from rl.rollout.sampling import stream_key
 from rl.rollout.types import Sample, SamplingParams
-from rl.rollout.vllm_arguments import engine_arguments, engine_config, folder_stop_ids, set_environment, why_fixed
+from rl.rollout.vllm_arguments import (
+    engine_arguments,
+    engine_config,
+    folder_stop_ids,
+    may_start_empty,
+    set_environment,
+    why_fixed,
+)
 from rl.rollout.vllm_routing import expert_layers, of_expert_layers
 from rl.rollout.vllm_weights import checked, checkpoint_shapes, spooled, unread
 
@@ -47,8 +54,7 @@ class VLLMEngine:
     sleeping: on a GPU, let `sleep` give memory back.
     empty: start with random weights, and sample only after an update of all of them. A weight that updates do not reach
         is then plainly wrong and not just a little old, and the first probe sees it. The folder's weights are loaded
-        nevertheless where vLLM cannot take others (RestartNeeded), where they are quantised, as vLLM's reload has not
-        been tried on what it makes of random ones, and where `extra` has a load_format.
+        nevertheless where vLLM cannot take others (RestartNeeded), and where `may_start_empty` says so.
     record_routing: note the experts that tokens meet, if vLLM can; a warning if not.
     extra: further engine arguments by vLLM's names; they win over those above.
 
@@ -99,7 +105,7 @@ class VLLMEngine:
         self._fixed = why_fixed(config) if self._on_cpu else None
         self.takes_weights_midway = self._fixed is None
         self._expert_layers = expert_layers(config.hf_text_config) if recording else None
-        empty = empty and self._fixed is None and config.quantization is None and "load_format" not in arguments
+        empty = empty and self._fixed is None and may_start_empty(config, arguments)
         if empty:
             all_config.load_config.load_format = "dummy"
         self._grouped = torch.distributed.is_initialized()
