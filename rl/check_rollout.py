@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import torch
-
 from rl.check_rounding import check_rounding
 from rl.check_tables import config_of
 from rl.recipe import EvalRecipe, EvaluateSpec, GRPORecipe, RunSpec
@@ -68,6 +66,8 @@ def _check_evaluation(recipe: GRPORecipe | GKDRecipe) -> list[str]:
 
 def _check_routing(recipe: GRPORecipe | GKDRecipe) -> list[str]:
     """A mixture of experts whose recorded routing training is to meet, and a sampler that records none."""
+    import torch
+
     rollout = recipe.rollout
     if not isinstance(recipe, GRPORecipe) or rollout.mode == "inprocess" or not recipe.moe.replay_routing:
         return []

@@ -87,7 +87,7 @@ def engine_config(arguments: dict[str, Any], *, record_routing: bool) -> tuple[A
     if record_routing and option not in arguments:
         try:
             return vllm.EngineArgs(**arguments, **{option: True}).create_engine_config(), True
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # TypeError: a vLLM that does not know it
             plain = vllm.EngineArgs(**arguments).create_engine_config()  # may fail for the same reason, and then fails
             warnings.warn(f"vLLM does not record the experts that tokens meet: {error}", stacklevel=2)
             return plain, False

@@ -32,7 +32,7 @@ from rl.rollout.vllm_routing import expert_layers, of_expert_layers
 from rl.rollout.vllm_weights import checked, checkpoint_shapes, spooled, unread
 
 COLDEST, HOTTEST = 0.01, 2.0  # vLLM raises lower temperatures to 0.01 by itself and refuses higher ones
-EMPTY = "the engine was started empty: send all weights first (with `empty: false` it loads those of its folder)"
+EMPTY = "the engine was started empty: send all weights first"
 FIRST = -1  # vLLM's priority of what is scored; samples have 0
 
 

@@ -134,10 +134,14 @@ def checked(
     needed = set(shapes) if whole else together(sent, shapes, fused)
     missing = sorted(needed - sent - set(unread) - ({"lm_head.weight"} if tied else set()))
     if missing:
-        raise ValueError(
-            f"the update lacks {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''} ({len(missing)} "
-            f"tensors): vLLM needs all tensors of a layer together (q, k and v; gate and up; all experts)"
+        listed = f"{', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''} ({len(missing)} tensors)"
+        why = (
+            "vLLM was started empty, or an update broke off, so all weights of its folder must come (an engine with "
+            "`empty: false` loads those that never do)"
+            if whole
+            else "vLLM needs all tensors of a layer together (q, k and v; gate and up; all experts)"
         )
+        raise ValueError(f"the update lacks {listed}: {why}")
 
 
 @contextmanager
