@@ -89,7 +89,8 @@ def engine_config(arguments: dict[str, Any], *, record_routing: bool) -> tuple[A
             return vllm.EngineArgs(**arguments, **{option: True}).create_engine_config(), True
         except (TypeError, ValueError) as error:  # TypeError: a vLLM that does not know it
             plain = vllm.EngineArgs(**arguments).create_engine_config()  # may fail for the same reason, and then fails
-            warnings.warn(f"vLLM does not record the experts that tokens meet: {error}", stacklevel=2)
+            reason = " ".join(str(error).partition("[type=")[0].split())  # pydantic goes on with all it was given
+            warnings.warn(f"vLLM does not record the experts that tokens meet: {reason}", stacklevel=2)
             return plain, False
     return vllm.EngineArgs(**arguments).create_engine_config(), bool(arguments.get(option))
 
