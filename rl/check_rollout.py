@@ -33,12 +33,12 @@ def check_rollout(recipe: GRPORecipe | GKDRecipe) -> list[str]:
         )
     if rollout.engine == "vllm":
         check_temperature("rollout.temperature", rollout.temperature)
-    warnings = _check_evaluation(recipe) + check_rounding(recipe) + _check_routing(recipe)
+    warnings = _check_evaluation(recipe) + check_rounding(recipe)
     if rollout.mode == "colocate" and find_spec("vllm") is None:
         warnings.append("rollout.engine: vLLM is not installed here; run in an environment that has it")
     if rollout.mode == "server" and workers is not None:
         warnings += check_workers("rollout.", rollout.engine, workers)
-    return warnings
+    return warnings + _check_routing(recipe)
 
 
 def check_temperature(field: str, temperature: float) -> None:

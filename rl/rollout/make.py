@@ -149,8 +149,9 @@ def _options(recipe: Sampling, record_routing: bool, evaluated: int) -> dict[str
                 "prompt and evaluate.max_tokens; raise it, or leave it out"
             )
         longest = max(rollout.max_prompt_tokens + rollout.max_tokens, evaluated)
+        options |= {"max_model_len": longest, "seed": recipe.seed}
         # Empty: at the start the folder's weights are the trainer's, or nearly, and would hide one that never arrives.
-        options |= {"max_model_len": longest, "seed": recipe.seed, "empty": True, "record_routing": record_routing}
+        options |= {"empty": True, "record_routing": record_routing}
     else:
         options |= {"draft_tokens": rollout.draft_tokens, "record_routing": record_routing}
         if recipe.precision.kind == "fp8":
