@@ -78,6 +78,11 @@ class MixtureOfExperts(nn.Module):
                 kept_groups=config.topk_group or 1,
                 method=config.topk_method,
             )
+        elif index_TK.shape != (len(x_TC), config.num_experts_per_tok):
+            raise ValueError(
+                f"layer {self.layer_idx}: routing of shape {tuple(index_TK.shape)} for {len(x_TC)} tokens of "
+                f"{config.num_experts_per_tok} experts each"
+            )
         weight_TK = gate_weights(
             s_TE, index_TK, normalise=bool(config.norm_topk_prob), scale=config.routed_scaling_factor
         )

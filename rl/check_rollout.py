@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rl.check_rounding import check_rounding
+from rl.check_tables import config_of
 from rl.recipe import EvalRecipe, EvaluateSpec, GRPORecipe, RunSpec
 from rl.recipe_gkd import GKDRecipe
 from rl.recipe_io import RecipeError
@@ -38,7 +39,7 @@ def check_rollout(recipe: GRPORecipe | GKDRecipe) -> list[str]:
         warnings.append("rollout.engine: vLLM is not installed here; run in an environment that has it")
     if rollout.mode == "server" and workers is not None:
         warnings += check_workers("rollout.", rollout.engine, workers)
-    return warnings
+    return warnings + _check_routing(recipe)
 
 
 def check_temperature(field: str, temperature: float) -> None:
@@ -74,6 +75,30 @@ def _check_evaluation(recipe: GRPORecipe | GKDRecipe) -> list[str]:
         for name in ("max_slots", "draft_tokens")
         if name in spec.model_fields_set
     ]
+
+
+def _check_routing(recipe: GRPORecipe | GKDRecipe) -> list[str]:
+    """A mixture of experts whose recorded routing training is to meet, and a sampler that records none."""
+    import torch
+
+    rollout = recipe.rollout
+    if not isinstance(recipe, GRPORecipe) or rollout.mode == "inprocess" or not recipe.moe.replay_routing:
+        return []
+    config = config_of(recipe.model)
+    if "moe" not in recipe.model_fields_set and (config is None or config.model_type != "deepseek_v3"):
+        return []
+    spec = rollout.workers or WorkersSpec()
+    if spec.urls:
+        return ["moe.replay_routing: the owner of rollout.workers.urls must have started them with record_routing=true"]
+    options, field = spec.options, "rollout.workers.options"
+    off = [name for name in ("record_routing", "enable_return_routed_experts") if options.get(name) is False]
+    if off:
+        return [f"{field}.{off[0]}: false, so that moe.replay_routing has nothing to replay; remove one of the two"]
+    if rollout.engine == "vllm" and options.get("pipeline_parallel_size", 1) != 1:
+        return [f"{field}.pipeline_parallel_size: with it vLLM records no routing for moe.replay_routing"]
+    if rollout.engine == "vllm" and not torch.cuda.is_available():
+        return ["moe.replay_routing: vLLM records routing on a GPU only, and here is none"]
+    return []
 
 
 def _check_workers_of(recipe: EvalRecipe) -> list[str]:

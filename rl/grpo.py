@@ -19,6 +19,7 @@ from rl.objective import aggregate, correction_weights, kl_estimate, mismatch, p
 from rl.objective.kl import saturate
 from rl.policy.backend import learning_rate
 from rl.policy.lora import AdapterReference
+from rl.policy.moe import NOT_RECORDED
 from rl.policy.packing import Pack
 from rl.policy.processes import Processes
 from rl.policy.reference import Reference
@@ -45,8 +46,8 @@ class GRPO(CollectingTraining):
             reward.check_columns(self.prompts.items[0].row)
         self.load_policy(recipe.moe, recipe.rollout.temperature)
         self.reference = self.load_reference() if recipe.grpo.kl.coefficient else None
-        routing = self.experts is not None and recipe.moe.replay_routing
-        self.load_sampler(routing, sampler(self) if sampler else None)
+        self.replays = self.experts is not None and recipe.moe.replay_routing
+        self.load_sampler(self.replays, sampler(self) if sampler else None)
         self.load_collector()
         self.before = 0  # updates before the step that is being trained
         self.mismatch_alarm = MismatchAlarm(recipe)
@@ -76,6 +77,9 @@ class GRPO(CollectingTraining):
         self.before = self.updates
         if self.collector is not None:
             log.staleness(self.staleness(batch), sum(c.sample.newest_version is not None for c in batch))
+        if self.replays and any(c.sample.routed_experts is None for c in batch):
+            self.replays = False  # once is enough
+            self.folder.progress.line(f"warning: {NOT_RECORDED}")
         assign_advantages(batch, spec.advantage, self.backend.gather([(c.group, c.reward) for c in batch]))
 
         several = spec.minibatches_per_step * spec.epochs_per_step > 1

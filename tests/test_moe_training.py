@@ -219,6 +219,17 @@ def test_grpo_with_drafts_and_replayed_routing(tmp_path):
     assert not weights[BIAS.format(1)].any()  # in reinforcement learning biases stay
 
 
+def test_grpo_says_once_that_no_routing_was_recorded(tmp_path, capsys):
+    path = write(tmp_path / "recipe.yaml", grpo(tmp_path / "run", model=MODEL, grpo__steps=2))
+    GRPO(
+        load_recipe(str(path), []),
+        Processes(),
+        lambda made: LocalSampler(made.backend.sampler_model(), made.tokenizer, max_slots=8),
+    ).run()
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).count("moe.replay_routing: the sampler did not record") == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tiny_models import tiny_model, token_lists, tokenizer
 from rl.rollout import LocalSampler, SamplingParams, VLLMSampler
 from rl.rollout.local_engine import LocalEngine
 from rl.rollout.probe import ProbeFailed, check_probe, probe_tokens
+from rl.rollout.vllm_arguments import may_start_empty
 from rl.rollout.vllm_weights import (
     checked,
     checkpoint_shapes,
@@ -21,6 +23,7 @@ from rl.rollout.vllm_weights import (
     spooled,
     spooled_tensors,
     together,
+    unread,
 )
 
 FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
@@ -69,7 +72,7 @@ def test_whole_updates_and_whole_layers_pass_unchanged() -> None:
     assert [n for n, _ in passed] == list(tensors) and all(t is tensors[n] for n, t in passed)
     some = {n: t for n, t in tensors.items() if "layers.1.mlp" in n or "norm" in n}
     assert dict(checked(some.items(), shapes, FUSED, tied=True, whole=False)) == some
-    with pytest.raises(ValueError, match="the update lacks"):
+    with pytest.raises(ValueError, match="the update lacks .*started empty.*`empty: false`"):
         list(checked(some.items(), shapes, FUSED, tied=True, whole=True))
 
 
@@ -88,6 +91,27 @@ def test_what_is_wrong_with_an_update_is_named() -> None:
     run({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]})
     with pytest.raises(ValueError, match=r"model\.norm\.weight: shape \(3,\), expected \(32,\)"):
         run({**tensors, "model.norm.weight": torch.zeros(3)})
+
+
+def test_a_tensor_that_comes_twice_is_refused() -> None:
+    """Of a layer that is complete vLLM drops what comes after, without a word."""
+    tensors = state()
+    twice = [*tensors.items(), ("model.norm.weight", tensors["model.norm.weight"] + 1)]
+    with pytest.raises(ValueError, match=r"model\.norm\.weight was sent twice"):
+        list(checked(twice, shapes_of(tensors), FUSED, tied=True, whole=False))
+
+
+def test_what_vllm_passes_over_need_not_come() -> None:
+    tensors = state()
+    spare = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": (4,),
+        "model.layers.2.eh_proj.weight": (8, 16),  # of a prediction module, behind the two layers
+        "mtp.norm.weight": (8,),
+    }
+    shapes = {**shapes_of(tensors), **spare}
+    assert unread(shapes, 2) == set(spare)
+    passed = checked(tensors.items(), shapes, FUSED, tied=True, whole=True, unread=unread(shapes, 2))
+    assert dict(passed) == tensors
 
 
 def test_the_stream_is_not_read_ahead() -> None:
@@ -120,6 +144,13 @@ def test_tensors_by_way_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[n], t) and back[n].dtype == t.dtype for n, t in tensors.items())
     assert not Path(folder).exists()
+
+
+def test_quantised_engines_and_those_told_how_load_their_weights() -> None:
+    plain, quantised = SimpleNamespace(quantization=None), SimpleNamespace(quantization="fp8")
+    assert may_start_empty(plain, {"dtype": "bfloat16"})
+    assert not may_start_empty(quantised, {})
+    assert not may_start_empty(plain, {"load_format": "runai_streamer"})
 
 
 # ---- the probe ---------------------------------------------------------------------------------------

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import ahead_runs
+import pyarrow.parquet as pq
 import pytest
 import vllm_env
 from test_workers import logprobs, served, tokens
 from tiny_models import tiny_model, token_lists, tokenizer
 from worker_threads import SECRET
 
-from recipes import grpo, metrics, run, write
+from recipes import PROBLEMS, grpo, metrics, run, write
 from rl.policy.load import character_tokenizer
 from rl.rollout import LocalSampler, SamplingParams
 from rl.rollout.workers.client import WorkerClient
@@ -89,6 +90,12 @@ def test_updates_by_every_transport_and_a_kill_in_the_middle(tmp_path, spool):
             workers.update_weights(model.named_parameters(), version)
             assert workers.sync.workers == 1 and workers.sync.probe < 1e-3
             assert_like(workers, model)
+        changed = {n: p for n, p in llama(20).named_parameters() if ".layers.1." in n}  # as with adapters
+        model.load_state_dict({**model.state_dict(), **changed})
+        workers.update_weights(changed.items(), 4)
+        assert_like(workers, model)
+        kept = [name for bucket in spool.buckets for name in bucket.names]
+        assert len(kept) > len(set(kept))  # who starts again is sent some weights twice, the old ones first
         long = SamplingParams(n=2, max_tokens=200, min_tokens=200, seed=1)
         expected = tokens(workers.generate(PROMPTS, long))
         before = pairs[0][0].health().steps
@@ -135,11 +142,40 @@ def ran(recipe: Path) -> None:
 
 
 def test_grpo_with_a_vllm_worker(tmp_path):
-    """Two steps with weight updates; in float32 sampler and trainer agree, so the ratio of new to old is 1."""
-    ran(write(tmp_path / "recipe.yaml", small(tmp_path / "run", grpo__steps=2)))
-    rows = metrics(tmp_path / "run")
+    """Two steps with weight updates; in float32 sampler and trainer agree, so the ratio of new to old is 1.
+
+    The worker started with random weights. After the last update it answers as one that loads the trainer's checkpoint.
+    """
+    greedy = {"data": {**PROBLEMS, "limit": 6}, "temperature": 0, "max_tokens": 24}
+    changes = {"grpo__steps": 2, "optimizer__learning_rate": 0.02, "evaluate": {**greedy, "at_start": True}}
+    recipe = small(tmp_path / "run", **changes)
+    ran(write(tmp_path / "recipe.yaml", recipe))
+    rows = [row for row in metrics(tmp_path / "run") if "evaluation" not in row]
     assert len(rows) == 2 and all(row["sync/workers"] == 1 and row["sync/probe"] < 1e-3 for row in rows)
     assert all(row["mismatch/max"] < 1e-2 for row in rows)
+    fresh = {
+        "pipeline": "eval",
+        "output_dir": str(tmp_path / "fresh"),
+        "model": {"path": str(tmp_path / "run" / "model"), "dtype": "float32"},
+        "evaluate": greedy,
+        "engine": "vllm",
+        "workers": recipe["rollout"]["workers"],
+    }
+    ran(write(tmp_path / "fresh.yaml", fresh))
+    before, updated, loaded = (
+        evaluated(tmp_path / "run", 0),
+        evaluated(tmp_path / "run", 2),
+        evaluated(tmp_path / "fresh", 0),
+    )
+    assert {row["weights_version"] for row in updated} == {4} and {row["weights_version"] for row in loaded} == {-1}
+    assert [row["token_ids"] for row in updated] == [row["token_ids"] for row in loaded]
+    for mine, theirs in zip(updated, loaded, strict=True):
+        assert mine["logprobs"] == pytest.approx(theirs["logprobs"], abs=1e-5)
+    assert any(a["logprobs"] != pytest.approx(b["logprobs"], abs=1e-3) for a, b in zip(before, updated, strict=True))
+
+
+def evaluated(folder: Path, step: int) -> list[dict[str, Any]]:
+    return pq.read_table(folder / "evaluation" / f"held_out_step_{step:08d}.parquet").to_pylist()
 
 
 def test_grpo_with_weights_into_running_rollouts(tmp_path):

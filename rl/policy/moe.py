@@ -18,6 +18,11 @@ from rl.policy.packing import Pack
 from rl.recipe import MoESpec
 from rl.recipe_io import RecipeError
 
+NOT_RECORDED = (
+    "moe.replay_routing: the sampler did not record which experts tokens met, so training chooses them anew (what "
+    "records them: docs/vllm.md); false says that it may"
+)
+
 
 class Auxiliary(NamedTuple):
     """Of one pack, as sums."""
@@ -108,8 +113,21 @@ class ExpertTraining:
 
 
 def replayed(batch: Pack, model: Any, device: torch.device) -> dict[int, Tensor] | None:
-    """layer -> the experts [T, K] that the sampler chose for each packed token, if the pack carries them."""
+    """layer -> the experts [T, K] that the sampler chose for each packed token, if the pack carries them.
+
+    RecipeError: they are not of this model's layers and experts.
+    """
     if batch.routed_TLK is None:
         return None
-    routed = batch.routed_TLK.to(device, torch.long)
-    return {layer: routed[:, i] for i, layer in enumerate(model.base_model.expert_layers)}
+    layers, config = model.base_model.expert_layers, model.config
+    found, wanted = tuple(batch.routed_TLK.shape[1:]), (len(layers), config.num_experts_per_tok)
+    routed = batch.routed_TLK.to(torch.long)
+    inside = not routed.numel() or (int(routed.min()) >= 0 and int(routed.max()) < config.n_routed_experts)
+    if found != wanted or not inside:
+        raise RecipeError(
+            f"moe.replay_routing: the sampler recorded {found[-1]} experts a token in {found[0]} layers, numbered up "
+            f"to {int(routed.max()) if routed.numel() else 0}; the model has experts in {wanted[0]} layers, "
+            f"{wanted[1]} of {config.n_routed_experts} a token: set it to false, or have the sampler run this model"
+        )
+    routed = routed.to(device)
+    return {layer: routed[:, i] for i, layer in enumerate(layers)}

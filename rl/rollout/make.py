@@ -59,7 +59,7 @@ def make_sampler(
             record_routing=record_routing,
         )
     elif rollout.mode == "colocate":
-        sampler = _colocated(recipe, _options(recipe, False, evaluated), backend, tokenizer, run)
+        sampler = _colocated(recipe, _options(recipe, record_routing, evaluated), backend, tokenizer, run)
     else:
         options = _options(recipe, record_routing, evaluated)
         sampler = _served(recipe, options, policy, backend, tokenizer, run, Probe(probe, tolerance))
@@ -83,7 +83,8 @@ def _colocated(recipe: Sampling, options: dict[str, Any], backend: Backend, toke
     from rl.rollout.vllm_sampler import VLLMSampler
 
     write_starting_model(recipe, backend, tokenizer, run)
-    own = {name: options.pop(name) for name in ("dtype", "max_model_len", "max_slots", "seed") if name in options}
+    names = ("dtype", "max_model_len", "max_slots", "seed", "empty", "record_routing")
+    own = {name: options.pop(name) for name in names if name in options}
     engine = VLLMEngine(str(model_folder(recipe, run)), **own, sleeping=True, extra=options)
     return VLLMSampler(engine)
 
@@ -149,6 +150,8 @@ def _options(recipe: Sampling, record_routing: bool, evaluated: int) -> dict[str
             )
         longest = max(rollout.max_prompt_tokens + rollout.max_tokens, evaluated, LENGTH + 1)  # vLLM scores and adds one
         options |= {"max_model_len": longest, "seed": recipe.seed}
+        # Empty: at the start the folder's weights are the trainer's, or nearly, and would hide one that never arrives.
+        options |= {"empty": True, "record_routing": record_routing}
     else:
         options |= {"draft_tokens": rollout.draft_tokens, "record_routing": record_routing}
         if recipe.precision.kind == "fp8":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ class Sync:
         self.probe, self.tolerance, self.keeps_others = probe, tolerance, keeps_others
         self.in_fp8 = in_fp8(policy.model, as_in_files=as_in_files) if fp8 else {}
         self.first = True  # nothing has been sent yet
+        self.bytes = 0  # of the last update, as far as it has been read
 
     def send(self, version: int) -> dict[str, float]:
         """Returns metrics of the update."""
@@ -58,7 +59,13 @@ class Sync:
         self._send_to(sampler, version)
         scores = sampler.engine.score([self.probe])[0]
         gap = check_probe(probe_logprobs(self.policy, self.probe), scores, self.tolerance, version)
-        return {"sync/version": float(version), "sync/seconds": time.perf_counter() - start, "sync/probe": gap}
+        seconds = time.perf_counter() - start
+        return {
+            "sync/version": float(version),
+            "sync/seconds": seconds,
+            "sync/bytes": float(self.bytes),
+            "sync/probe": gap,
+        }
 
     def _send_to(self, sampler: Any, version: int) -> None:
         sampler.update_weights(self.weights(all_=self.first or not self.keeps_others), version)
@@ -69,7 +76,13 @@ class Sync:
         named = self.source.named_weights() if all_ else self.source.changed_weights()
         if self.as_in_files:
             named = checkpoint_weights(self.policy.model, named)
-        return quantized_weights(named, self.in_fp8)
+        self.bytes = 0
+        return self._counted(quantized_weights(named, self.in_fp8))
+
+    def _counted(self, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in named:
+            self.bytes += tensor.nbytes
+            yield name, tensor
 
     def make_room(self) -> None:
         """Between rollout and training: an engine on the trainer's devices gives their memory back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +76,25 @@ def engine_arguments(given: dict[str, Any], extra: dict[str, Any], *, on_cpu: bo
     return {**chosen, **OURS}
 
 
+def engine_config(arguments: dict[str, Any], *, record_routing: bool) -> tuple[Any, bool]:
+    """vLLM's configuration, and whether it records the experts that tokens meet.
+
+    record_routing: it should if it can: not on CPU, nor with pipeline parallelism, and whatever else vLLM names.
+    """
+    import vllm
+
+    option = "enable_return_routed_experts"
+    if record_routing and option not in arguments:
+        try:
+            return vllm.EngineArgs(**arguments, **{option: True}).create_engine_config(), True
+        except (TypeError, ValueError) as error:  # TypeError: a vLLM that does not know it
+            plain = vllm.EngineArgs(**arguments).create_engine_config()  # may fail for the same reason, and then fails
+            reason = " ".join(str(error).partition("[type=")[0].split())  # pydantic goes on with all it was given
+            warnings.warn(f"vLLM does not record the experts that tokens meet: {reason}", stacklevel=2)
+            return plain, False
+    return vllm.EngineArgs(**arguments).create_engine_config(), bool(arguments.get(option))
+
+
 def folder_stop_ids(model_path: str) -> tuple[int, ...]:
     """As `rl.policy.load.stop_token_ids`, of a model that is not loaded. A folder may have no tokenizer."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
@@ -100,3 +120,12 @@ def why_fixed(config: Any) -> str | None:
     else:
         return None
     return f"on CPU vLLM cannot replace the weights of this model ({what}): restart the engine from a checkpoint"
+
+
+def may_start_empty(config: Any, arguments: dict[str, Any]) -> bool:
+    """Whether random weights may stand where the first update's will. config: vLLM's, of the model.
+
+    Not where they are quantised: vLLM brings them into another form at the start, and its reload has not been tried on
+    what it makes of random ones. Nor where the user says how weights are loaded.
+    """
+    return config.quantization is None and "load_format" not in arguments

@@ -20,16 +20,26 @@ from rl.recipe_io import RecipeError
 from rl.rollout.engine import RestartNeeded
 from rl.rollout.sampling import stream_key
 from rl.rollout.types import Sample, SamplingParams
-from rl.rollout.vllm_arguments import engine_arguments, folder_stop_ids, set_environment, why_fixed
-from rl.rollout.vllm_weights import checked, checkpoint_shapes, spooled
+from rl.rollout.vllm_arguments import (
+    engine_arguments,
+    engine_config,
+    folder_stop_ids,
+    may_start_empty,
+    set_environment,
+    why_fixed,
+)
+from rl.rollout.vllm_routing import expert_layers, of_expert_layers
+from rl.rollout.vllm_weights import checked, checkpoint_shapes, spooled, unread
 
 COLDEST, HOTTEST = 0.01, 2.0  # vLLM raises lower temperatures to 0.01 by itself and refuses higher ones
+EMPTY = "the engine was started empty: send all weights first"
 FIRST = -1  # vLLM's priority of what is scored; samples have 0
 
 
 @dataclass(frozen=True)
 class _Request:
     key: str
+    prompt: int  # its tokens
     copies: int  # greedy samples of one prompt are all the same, and vLLM refuses to draw more than one
 
 
@@ -43,7 +53,9 @@ class VLLMEngine:
     stop_token_ids: end a completion; None = the EOS tokens of the model's generation config and tokenizer.
     sleeping: on a GPU, let `sleep` give memory back.
     empty: start with random weights, and sample only after an update of all of them. A weight that updates do not reach
-        is then plainly wrong and not just a little old, and the first probe sees it. RestartNeeded where vLLM cannot.
+        is then plainly wrong and not just a little old, and the first probe sees it. The folder's weights are loaded
+        nevertheless where vLLM cannot take others (RestartNeeded), and where `may_start_empty` says so.
+    record_routing: note the experts that tokens meet, if vLLM can; a warning if not.
     extra: further engine arguments by vLLM's names; they win over those above.
 
     Sample j of a request uses vLLM's random stream of seed key(params.seed, stream) + j. Its numbers do not depend on
@@ -64,6 +76,7 @@ class VLLMEngine:
         version: int = 0,
         sleeping: bool = False,
         empty: bool = False,
+        record_routing: bool = False,
         extra: dict[str, Any] | None = None,
     ):
         set_environment()
@@ -86,15 +99,15 @@ class VLLMEngine:
             "gpu_memory_utilization": gpu_memory_utilization,
         }
         given |= {name: value for name, value in optional.items() if value is not None}
-        if empty:
-            given["load_format"] = "dummy"
         arguments = engine_arguments(given, extra or {}, on_cpu=self._on_cpu, sleeping=sleeping)
-        all_config = vllm.EngineArgs(**arguments).create_engine_config()
+        all_config, recording = engine_config(arguments, record_routing=record_routing)
         config = all_config.model_config
         self._fixed = why_fixed(config) if self._on_cpu else None
         self.takes_weights_midway = self._fixed is None
-        if empty and self._fixed:
-            raise RestartNeeded(self._fixed)
+        self._expert_layers = expert_layers(config.hf_text_config) if recording else None
+        empty = empty and self._fixed is None and may_start_empty(config, arguments)
+        if empty:
+            all_config.load_config.load_format = "dummy"
         self._grouped = torch.distributed.is_initialized()
         set_threads = torch.set_num_threads
         self._engine: Any = LLMEngine.from_vllm_config(all_config, disable_log_stats=arguments["disable_log_stats"])
@@ -109,8 +122,9 @@ class VLLMEngine:
         self._in_process = isinstance(self._engine.model_executor, UniProcExecutor)
         self._tied = bool(getattr(config.hf_text_config, "tie_word_embeddings", False))
         self._shapes = checkpoint_shapes(model_path)
+        self._unread = unread(self._shapes, config.hf_text_config.num_hidden_layers)
         self._fused = self._engine.collective_rpc("r1forge_fused")[0]
-        self._broken = "the engine was started empty: send all weights first" if empty else None
+        self._broken = EMPTY if empty else None
         self._numbers = itertools.count()
         self._requests: dict[str, _Request] = {}  # by vLLM's request id
         self._ready: list[tuple[str, list[Sample]]] = []  # finished while something else was waited for
@@ -157,7 +171,7 @@ class VLLMEngine:
             detokenize=False,
             output_kind=self._final(),
         )
-        self._add(_Request(key, params.n if greedy else 1), prompt, asked)
+        self._add(_Request(key, len(prompt), params.n if greedy else 1), prompt, asked)
 
     def step(self) -> list[tuple[str, list[Sample]]]:
         self._usable()
@@ -216,7 +230,10 @@ class VLLMEngine:
         first = next(pairs, None)
         if first is not None:
             whole = self._broken is not None
-            stream = checked(itertools.chain([first], pairs), self._shapes, self._fused, tied=self._tied, whole=whole)
+            stream = checked(
+                itertools.chain([first], pairs), self._shapes, self._fused,
+                tied=self._tied, whole=whole, unread=self._unread,
+            )  # fmt: skip
             # Before the weights change, so that nothing computed with the old ones is used with the new ones.
             self._engine.reset_prefix_cache(reset_running_requests=True)
             handed: AbstractContextManager[Any] = nullcontext(stream) if self._in_process else spooled(stream)
@@ -283,19 +300,22 @@ class VLLMEngine:
 
     def _group(self, output: Any) -> tuple[str, list[Sample]]:
         request = self._requests.pop(output.request_id)
-        samples = [self._sample(completion) for completion in output.outputs]
+        samples = [self._sample(completion, request.prompt) for completion in output.outputs]
         return request.key, samples * request.copies
 
-    def _sample(self, completion: Any) -> Sample:
+    def _sample(self, completion: Any, prompt: int) -> Sample:
         if completion.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM ended a completion with {completion.finish_reason!r}")
         spans = completion.weight_versions
         oldest, newest = (int(spans[0].version), int(spans[-1].version)) if spans else (self.version, self.version)
+        tokens, layers, routed = list(completion.token_ids), self._expert_layers, None
+        if layers is not None:
+            routed = of_expert_layers(completion.routed_experts, layers, prompt + len(tokens) - 1)
         return Sample(
-            list(completion.token_ids),
+            tokens,
             list(completion.logprobs.logprobs),
             completion.finish_reason,
             oldest,
-            completion.routed_experts,
+            routed,
             None if newest == oldest else newest,
         )

@@ -9,8 +9,9 @@ as they pass, and an update that leaves a layer incomplete is an error.
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,17 @@ def checkpoint_shapes(model_path: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def unread(names: Iterable[str], layers: int) -> set[str]:
+    """Those of a checkpoint that vLLM's models pass over: what is computed anew, and prediction modules, which stand
+    behind the `layers` of the model. A trainer need not have them."""
+
+    def behind(name: str) -> bool:
+        number = re.match(r"(?:model\.)?layers\.(\d+)\.", name)
+        return number is not None and int(number[1]) >= layers
+
+    return {n for n in names if n.endswith("rotary_emb.inv_freq") or n.startswith(("mtp.", "model.mtp.")) or behind(n)}
+
+
 def fused_module(name: str, fused: Mapping[str, Sequence[str]]) -> str:
     """The module of vLLM's that keeps a checkpoint's tensor."""
     path = name.split(".")[:-1]
@@ -100,13 +112,14 @@ def checked(
     *,
     tied: bool,
     whole: bool,
+    unread: Collection[str] = (),
 ) -> Iterator[tuple[str, Tensor]]:
     """The same tensors. KeyError: unknown name; ValueError: wrong shape, or (at the end) tensors that are missing.
 
     shapes: the checkpoint's; if empty nothing is checked. tied: the head is the embedding, and not loaded by its own
-    name. whole: all of the checkpoint must come, not just some whole layers.
+    name. whole: all of the checkpoint must come but for `unread`, not just some whole layers.
     """
-    sent = set()
+    sent: set[str] = set()
     for name, tensor in named_tensors:
         if shapes and name not in shapes:
             if tied and name == "lm_head.weight":
@@ -114,15 +127,21 @@ def checked(
             raise KeyError(f"the sampler's model has no weight named {name!r}")
         if shapes and tuple(tensor.shape) != shapes[name]:
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}, expected {shapes[name]}")
+        if name in sent:  # vLLM keeps the first, without a word
+            raise ValueError(f"{name} was sent twice in one update")
         sent.add(name)
         yield name, tensor
     needed = set(shapes) if whole else together(sent, shapes, fused)
-    missing = sorted(needed - sent - ({"lm_head.weight"} if tied else set()))
+    missing = sorted(needed - sent - set(unread) - ({"lm_head.weight"} if tied else set()))
     if missing:
-        raise ValueError(
-            f"the update lacks {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''} ({len(missing)} "
-            f"tensors): vLLM needs all tensors of a layer together (q, k and v; gate and up; all experts)"
+        listed = f"{', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''} ({len(missing)} tensors)"
+        why = (
+            "vLLM was started empty, or an update broke off, so all weights of its folder must come (an engine with "
+            "`empty: false` loads those that never do)"
+            if whole
+            else "vLLM needs all tensors of a layer together (q, k and v; gate and up; all experts)"
         )
+        raise ValueError(f"the update lacks {listed}: {why}")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from rl.rollout.workers.buckets import (
     Damaged,
     Staged,
     as_bytes,
+    newest,
     staged_bytes,
     staged_file,
     total_checksum,
@@ -83,8 +84,7 @@ class Update:
             raise Damaged("the checksum of the whole update does not fit")
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for _, staged in self.buckets:
-            yield from staged.tensors()
+        return newest([staged for _, staged in self.buckets])
 
 
 class Updates:
