@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,12 +57,6 @@ class StagedFile:
 
     path: Path
 
-    def names(self) -> list[str]:
-        from safetensors import safe_open
-
-        with safe_open(self.path, framework="pt") as file:
-            return list(file.keys())
-
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         from safetensors import safe_open
 
@@ -78,10 +71,6 @@ class StagedBytes:
 
     data: bytes
 
-    def names(self) -> list[str]:
-        length = int.from_bytes(self.data[:8], "little")
-        return [name for name in json.loads(self.data[8 : 8 + length]) if name != "__metadata__"]
-
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         from safetensors.torch import load
 
@@ -89,17 +78,6 @@ class StagedBytes:
 
 
 Staged = StagedFile | StagedBytes
-
-
-def newest(buckets: Sequence[Staged]) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor once, from the last bucket that has it.
-
-    A worker that missed updates gets all buckets of the spool, older values first, and an engine may keep the first
-    that it is given (vLLM, of a layer that is complete).
-    """
-    last = {name: number for number, bucket in enumerate(buckets) for name in bucket.names()}
-    for number, bucket in enumerate(buckets):
-        yield from ((name, tensor) for name, tensor in bucket.tensors() if last[name] == number)
 
 
 def staged_file(path: Path, expected: str) -> StagedFile:

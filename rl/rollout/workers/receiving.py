@@ -13,7 +13,6 @@ from rl.rollout.workers.buckets import (
     Damaged,
     Staged,
     as_bytes,
-    newest,
     staged_bytes,
     staged_file,
     total_checksum,
@@ -84,7 +83,8 @@ class Update:
             raise Damaged("the checksum of the whole update does not fit")
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        return newest([staged for _, staged in self.buckets])
+        for _, staged in self.buckets:
+            yield from staged.tensors()
 
 
 class Updates:
