@@ -47,7 +47,7 @@ class WorkersSpec(Strict):
     start_timeout_s: float = Field(600.0, gt=0, description="until a worker is ready; until a run without any stops")
     max_restarts: int = Field(10, ge=0, description="of each worker, without an update between")
     in_flight: Positive = Field(256, description="samples that a process asks of a worker at a time")
-    probe_tolerance: float = Field(0.2, gt=0, description="mean difference of log-probabilities, nats per token")
+    probe_tolerance: float = Field(0.5, gt=0, description="mean difference of log-probabilities, nats per token")
 
     @field_validator("urls")
     @classmethod
