@@ -96,6 +96,16 @@ class Fp8Module(nn.Module):
         raise NotImplementedError
 
 
+def keep_quantized_weights(model: nn.Module, keep: bool) -> None:
+    """Changes `keep_weights` of a converted model: of a copy that is whole, though the model itself is sharded."""
+    for module in model.modules():
+        if isinstance(module, Fp8Module):
+            module.context.keep_weights = keep
+            for value in vars(module).values():
+                if isinstance(value, QuantizedWeight):
+                    value.keep = keep
+
+
 def quantize_weights(model: nn.Module) -> None:
     """Brings quantised weights up to date now rather than at their next use: what a CUDA graph has captured reads them
     without looking whether the weights have changed."""
