@@ -58,7 +58,7 @@ def backward_kernel(
     or of up, by rows and by columns, or the output, by columns.
 
     All three in one program would not fit into registers. They follow each other, so that two find their input in the
-    cache. WEIGHTED: the first one also sums its 128 channels of the weights' gradients, [N / 128, M] in all.
+    cache. WEIGHTED: with the output also its 128 channels' part of the weights' gradients, [N / 128, M].
     """
     part, column, tile = tl.program_id(0) % 3, tl.program_id(0) // 3 * WIDTH, tl.program_id(1)
     row, end = tile * WIDTH, M
@@ -70,11 +70,14 @@ def backward_kernel(
     rows = row + tl.arange(0, WIDTH)
     there = (rows < end)[:, None]
     columns = column + tl.arange(0, WIDTH)[None, :]
-    row_of = rows.to(tl.int64)[:, None]
-    scales = kept_scales + rows.to(tl.int64) * kept_scale_m
-    gate = tl.load(kept + row_of * kept_pitch + columns, there, 0.0).to(tl.float32)
+    # Of the block's own rows, so that vectors of offsets need no 64 bits: registers are short.
+    row_of, first_row = tl.arange(0, WIDTH), row.to(tl.int64)
+    kept += first_row * kept_pitch
+    d_out += first_row * d_out_pitch
+    scales = kept_scales + first_row * kept_scale_m + row_of * kept_scale_m
+    gate = tl.load(kept + row_of[:, None] * kept_pitch + columns, there, 0.0).to(tl.float32)
     gate *= tl.load(scales + column // WIDTH * kept_scale_k, rows < end, 0.0)[:, None]
-    up = tl.load(kept + row_of * kept_pitch + columns + N, there, 0.0).to(tl.float32)
+    up = tl.load(kept + row_of[:, None] * kept_pitch + columns + N, there, 0.0).to(tl.float32)
     up *= tl.load(scales + (column + N) // WIDTH * kept_scale_k, rows < end, 0.0)[:, None]
     sigmoid = tl.sigmoid(gate)
     if WEIGHTED:
@@ -82,17 +85,16 @@ def backward_kernel(
     if part == 2:
         out = gate * sigmoid * up
         if WEIGHTED:
+            d = tl.load(d_out + row_of[:, None] * d_out_pitch + columns, there, 0.0).to(tl.float32)
+            tl.store(d_weight + (column // WIDTH).to(tl.int64) * M + rows, tl.sum(d * out, 1), rows < end)
             out *= factor[:, None]
         store_columns(
             out, out_t_values, out_t_scales, tile, row, owned_end, limit, column, N, out_t_pitch,
             FLOOR, POWER_OF_TWO,
         )  # fmt: skip
     else:
-        d = tl.load(d_out + row_of * d_out_pitch + columns, there, 0.0).to(tl.float32)
+        d = tl.load(d_out + row_of[:, None] * d_out_pitch + columns, there, 0.0).to(tl.float32)
         if WEIGHTED:
-            if part == 0:
-                place = d_weight + (column // WIDTH).to(tl.int64) * M + rows
-                tl.store(place, tl.sum(d * (gate * sigmoid * up), 1), rows < end)
             d *= factor[:, None]
         d *= tl.where(part == 0, up * (sigmoid * (1 + gate * (1 - sigmoid))), gate * sigmoid)
         column += part * N
