@@ -45,7 +45,7 @@ def network(
     wide, narrow = rounded_weight(gate_up), rounded_weight(down)
     sent = rounded(x, power_of_two=dispatched)
     hidden = (sent @ wide.mT).to(x.dtype)
-    y = rounded((_swiglu(hidden.float()) * factor[:, None]).detach()) @ narrow.mT
+    y = rounded(_swiglu(hidden.float())) * factor.detach()[:, None] @ narrow.mT
     kept = rounded(hidden).requires_grad_()
     inner = _swiglu(kept) * factor[:, None]
     dy_sent = rounded(dy, gradient=True, power_of_two=dispatched)

@@ -132,8 +132,8 @@ class Fp8Experts(Experts, Fp8Module):
     powers of two make the second rounding exact but for underflow.
 
     The gate's weights are applied before the down projection, which is linear: what comes out of it is only summed, and
-    a weight's gradient needs silu(gate) · up, which is computed again anyway. (A row's weight goes into the row's
-    scales.)
+    a weight's gradient needs silu(gate) · up, which is computed again anyway. A row's weight goes into the row's
+    scales after rounding, and leaves the values as they are.
 
     Kept for the backward pass: the input once, [T, C] in E4M3 whatever the number of experts a token, gate and up
     [R, 2I] in E4M3, the weights and the order of the rows.

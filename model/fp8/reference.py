@@ -122,10 +122,18 @@ def swiglu_quantize(
 ) -> tuple[Quantized, Quantized]:
     """(silu(gate) · up [M, I], gate_up [M, 2I] for the backward pass), in tiles of 1 × 128, from gate_up [M, 2I].
 
-    weight: float32 [M], each row's factor of the output.
+    weight: float32 [M], each row's factor of the output. It goes into the scales, after rounding: weights that differ
+        in their last bits, as a sampler's and a trainer's may, leave the values as they are.
     The output is computed in float32 from what is given, not from its quantised copy.
     """
-    return quantize_activation(swiglu(gate_up, weight), power_of_two=power_of_two), quantize_activation(gate_up)
+    out = quantize_activation(swiglu(gate_up), power_of_two=power_of_two)
+    return out if weight is None else weighted(out, weight), quantize_activation(gate_up)
+
+
+def weighted(x: Quantized, weight: Tensor) -> Quantized:
+    """x, whose scales are nobody else's, with rows multiplied by weight [M]."""
+    x.scales.mul_(weight[:, None])
+    return x
 
 
 class SwigluGradients(NamedTuple):
@@ -154,11 +162,10 @@ def swiglu_quantize_backward(
     return SwigluGradients(*quantize_both(d_gate_up, floor=None, offsets=offsets), out_t, d_weight)
 
 
-def swiglu(gate_up: Tensor, weight: Tensor | None = None) -> Tensor:
-    """silu(gate) · up [M, I] in float32, times each row's weight."""
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up [M, I] in float32."""
     gate, up = gate_up.float().chunk(2, -1)
-    out = F.silu(gate) * up
-    return out if weight is None else out * weight[:, None]
+    return F.silu(gate) * up
 
 
 def swiglu_gradient(d_out: Tensor, gate_up: Quantized, weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

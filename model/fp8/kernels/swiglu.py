@@ -21,7 +21,7 @@ from model.fp8.kernels.quantize import (
     token_tiles,
 )
 from model.fp8.quantized import TILE, Quantized
-from model.fp8.reference import SwigluGradients, swiglu, swiglu_gradient
+from model.fp8.reference import SwigluGradients, swiglu, swiglu_gradient, weighted
 
 ROWS = 64  # of a block of the forward pass
 FLOOR = tl.constexpr(AMAX_FLOOR)
@@ -29,8 +29,8 @@ FLOOR = tl.constexpr(AMAX_FLOOR)
 
 @triton.jit
 def forward_kernel(
-    gate_up, weight, out, out_scales, kept, kept_scales, M, N, pitch, out_pitch, kept_pitch,
-    POWER_OF_TWO: tl.constexpr, WEIGHTED: tl.constexpr, ROWS: tl.constexpr,
+    gate_up, out, out_scales, kept, kept_scales, M, N, pitch, out_pitch, kept_pitch,
+    POWER_OF_TWO: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """N channels of the output. ROWS tokens by 128 channels of the output, from those of gate and of up."""
     row, column = tl.program_id(1) * ROWS, tl.program_id(0) * WIDTH
@@ -39,10 +39,8 @@ def forward_kernel(
     there = (rows < M)[:, None] & (columns < N)[None, :]
     gate = tl.load(place, there, 0.0).to(tl.float32)
     up = tl.load(place + N, there, 0.0).to(tl.float32)
-    result = gate * tl.sigmoid(gate) * up
-    if WEIGHTED:
-        result *= tl.load(weight + rows, rows < M, 0.0)[:, None]
-    store_rows(result, out, out_scales, row, M, column, N, M, out_pitch, FLOOR, POWER_OF_TWO)
+    silu = gate * tl.sigmoid(gate)
+    store_rows(silu * up, out, out_scales, row, M, column, N, M, out_pitch, FLOOR, POWER_OF_TWO)
     store_rows(gate, kept, kept_scales, row, M, column, 2 * N, M, kept_pitch, FLOOR, False)
     store_rows(up, kept, kept_scales, row, M, column + N, 2 * N, M, kept_pitch, FLOOR, False)
 
@@ -107,17 +105,16 @@ def swiglu_quantize(
 ) -> tuple[Quantized, Quantized]:
     tokens, inner = gate_up.shape[0], gate_up.shape[1] // 2
     if inner % TILE:
-        return quantize_activation(swiglu(gate_up, weight), power_of_two=power_of_two), quantize_activation(gate_up)
+        out, kept = quantize_activation(swiglu(gate_up), power_of_two=power_of_two), quantize_activation(gate_up)
+        return out if weight is None else weighted(out, weight), kept
     gate_up = gate_up if gate_up.stride(1) == 1 else gate_up.contiguous()
     out, kept = rows_for(tokens, inner, gate_up.device), rows_for(tokens, 2 * inner, gate_up.device)
     if gate_up.numel():
         forward_kernel[(inner // TILE, triton.cdiv(tokens, ROWS))](
-            gate_up, None if weight is None else weight.contiguous(),
-            out.values, out.scales, kept.values, kept.scales, tokens, inner,
-            gate_up.stride(0), out.values.stride(0), kept.values.stride(0),
-            power_of_two, weight is not None, ROWS, num_warps=WARPS,
+            gate_up, out.values, out.scales, kept.values, kept.scales, tokens, inner,
+            gate_up.stride(0), out.values.stride(0), kept.values.stride(0), power_of_two, ROWS, num_warps=WARPS,
         )  # fmt: skip
-    return out, kept
+    return out if weight is None else weighted(out, weight), kept
 
 
 def swiglu_quantize_backward(
