@@ -1,4 +1,4 @@
-"""Copies of a converted model beside one that FSDP2 shards: which of them keep their quantised weights."""
+"""Copies of a converted model: which keep their quantised weights beside one that FSDP2 shards, which can be captured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from test_fp8_modules import sampled, small
 from tiny_models import tokenizer
 
 from model.fp8 import reference
-from model.fp8.context import Fp8Module
+from model.fp8.backends import Backend
+from model.fp8.context import Fp8Module, waits_for_host
 from model.fp8.convert import to_fp8
 from rl.policy.backend import WholeCopy
 from rl.rollout import LocalSampler
@@ -55,3 +56,17 @@ def test_what_is_sharded_keeps_none(quantised):
         contexts = [m.context for m in candidate.modules() if isinstance(m, Fp8Module)]
         assert not any(context.keep_weights for context in contexts) and len(quantised) > weights
     assert all(m.context.keep_weights for m in held.model.modules() if isinstance(m, Fp8Module))
+
+
+def small_in_fp8():
+    model = small()
+    to_fp8(model)
+    return model
+
+
+def test_only_the_reference_waits_for_the_host(monkeypatch):
+    """So that a GPU that cannot run the kernels decodes it without CUDA graphs."""
+    assert not waits_for_host(small(), CPU) and waits_for_host(small_in_fp8(), CPU)
+    kernels = Backend("triton", "model.fp8.functions", lambda device: None)
+    monkeypatch.setattr("model.fp8.context.choose", lambda name, device: kernels)
+    assert not waits_for_host(small_in_fp8(), CPU)
