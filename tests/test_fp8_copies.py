@@ -1,4 +1,4 @@
-"""Copies of a converted model: which keep their quantised weights beside one that FSDP2 shards, which can be captured."""
+"""Copies of a converted model: which keep their quantised weights beside a sharded one, which can be captured."""
 
 from __future__ import annotations
 
