@@ -30,15 +30,16 @@ DTYPE = torch.bfloat16
 
 
 class Routed(nn.Module):
-    """Experts with a routing of their own, which every token's affinities have chosen once for all."""
+    """Experts with a routing of their own, chosen once for all. Its weights are trained, as those of a gate are."""
 
     def __init__(self, tokens: int, experts: int, k: int, channels: int, inner: int):
         super().__init__()
         self.experts = Experts(experts, channels, inner)
-        self.weight_TK, self.index_TK = torch.rand(tokens, experts).topk(k)
+        self.index_TK = torch.rand(tokens, experts).topk(k).indices
+        self.affinity_TK = nn.Parameter(torch.empty(tokens, k))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.experts(x, self.index_TK, self.weight_TK)
+        return self.experts(x, self.index_TK, self.affinity_TK.float().sigmoid())
 
 
 class Two(nn.Module):

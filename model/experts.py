@@ -25,17 +25,16 @@ class Experts(nn.Module):
 
     def forward(self, x_TC: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
         """Σ_k weight_k · expert_{index_k}(x), [T, C]."""
-        k = index_TK.shape[-1]
         order_R = index_TK.flatten().argsort(stable=True)  # rows by expert, then by token
-        y_RC = self.products(x_TC, order_R, loads(index_TK, len(self.down_proj)), k)
-        y_TKC = y_RC[places(order_R)].unflatten(0, (-1, k))
-        return (y_TKC * weight_TK.unsqueeze(-1).to(y_TKC.dtype)).sum(1)
+        return self.products(x_TC, weight_TK, order_R, loads(index_TK, len(self.down_proj)))
 
-    def products(self, x_TC: Tensor, order_R: Tensor, count_E: Tensor, k: int) -> Tensor:
-        """Each row's expert on its token order // k, [R, C]: count_0 rows of expert 0 first, then those of expert 1."""
-        x_RC = x_TC[order_R // k]
+    def products(self, x_TC: Tensor, weight_TK: Tensor, order_R: Tensor, count_E: Tensor) -> Tensor:
+        """The same of rows in order: count_0 of expert 0 first, then those of expert 1. Row r is of token r // K."""
+        x_RC = x_TC[order_R // weight_TK.shape[-1]]
         grouped = self.implementation == "grouped" and x_RC.dtype in GROUPED
-        return self._grouped(x_RC, count_E) if grouped else self._loop(x_RC, count_E)
+        y_RC = self._grouped(x_RC, count_E) if grouped else self._loop(x_RC, count_E)
+        y_TKC = y_RC[places(order_R)].unflatten(0, weight_TK.shape)
+        return (y_TKC * weight_TK.unsqueeze(-1).to(y_TKC.dtype)).sum(1)
 
     def _grouped(self, x_RC: Tensor, count_E: Tensor) -> Tensor:
         ends_E = count_E.cumsum(0).to(torch.int32)

@@ -65,8 +65,7 @@ def memory_table(recipe: Any) -> list[str]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rows: dict[str, float] = {"weights": count * low}
     if recipe.precision.kind == "fp8":
-        copies = 2 if isinstance(recipe, TrainSpec) else 1  # transposed too
-        rows["FP8 weights"] = fp8_layers(config, recipe.precision).parameters * copies
+        rows["FP8 weights"] = fp8_layers(config, recipe.precision).parameters * fp8_copies(recipe, sharding)
     notes = []
     if isinstance(recipe, TrainSpec):
         moments = 8 if recipe.optimizer.moments == "float32" else 4
@@ -113,6 +112,15 @@ def samples_here(recipe: TrainSpec) -> bool:
     if isinstance(recipe, GRPORecipe | GKDRecipe):
         return recipe.rollout.mode == "inprocess"
     return recipe.evaluate is not None
+
+
+def fp8_copies(recipe: TrainSpec | EvalRecipe, sharding: Sharding) -> int:
+    """Bytes of quantised weights that a process keeps for each parameter in FP8."""
+    if isinstance(recipe, EvalRecipe):
+        return 1
+    if sharding.kind == "none":
+        return 2  # transposed too
+    return int(samples_here(recipe))  # shards have none, only the whole copy for the sampler
 
 
 def sharded_rows(rows: dict[str, float], sharding: Sharding, world: int) -> dict[str, float]:

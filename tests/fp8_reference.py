@@ -36,23 +36,28 @@ def linear(x: Tensor, weight: Tensor, dy: Tensor, *, power_of_two: bool = False)
 
 
 def network(
-    x: Tensor, gate_up: Tensor, down: Tensor, dy: Tensor, *, dispatched: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(y, dx, d gate_up, d down) of one SwiGLU; dispatched: of an expert, whose x and dy travel in FP8."""
+    x: Tensor, gate_up: Tensor, down: Tensor, dy: Tensor, *, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(y, dx, d gate_up, d down, d weight) of one SwiGLU. With weights [M] of the tokens, of an expert, whose x and dy
+    travel in FP8."""
+    dispatched = weight is not None
+    factor = (torch.ones(len(x)) if weight is None else weight).double().requires_grad_()
     wide, narrow = rounded_weight(gate_up), rounded_weight(down)
     sent = rounded(x, power_of_two=dispatched)
     hidden = (sent @ wide.mT).to(x.dtype)
-    y = rounded(_swiglu(hidden.float())) @ narrow.mT
+    y = rounded(_swiglu(hidden.float())) * factor.detach()[:, None] @ narrow.mT
     kept = rounded(hidden).requires_grad_()
-    inner = _swiglu(kept)
-    d_inner = (rounded(dy, gradient=True, power_of_two=dispatched) @ narrow).to(x.dtype)
-    (d_hidden,) = torch.autograd.grad(inner, kept, d_inner.double())
-    d_down = rounded(dy, gradient=True, tokens=True, power_of_two=dispatched).mT @ rounded(inner.detach(), tokens=True)
+    inner = _swiglu(kept) * factor[:, None]
+    dy_sent = rounded(dy, gradient=True, power_of_two=dispatched)
+    d_hidden, d_weight = torch.autograd.grad(inner, [kept, factor], (dy_sent @ narrow).to(x.dtype).double())
+    # What an expert is sent is rounded again where it arrives; a dense network's projections read the tensor itself.
+    x_arrived, dy_arrived = (sent, dy_sent) if dispatched else (x, dy)
+    dy_t = rounded(dy_arrived, gradient=True, tokens=True, power_of_two=dispatched).mT
+    d_down = dy_t @ rounded(inner.detach(), tokens=True)
     dx = rounded(d_hidden, gradient=True) @ wide
-    # An expert's input is rounded again where it arrives; a dense network's projections read the input itself.
-    along_tokens = rounded(sent if dispatched else x, tokens=True, power_of_two=dispatched)
+    along_tokens = rounded(x_arrived, tokens=True, power_of_two=dispatched)
     d_gate_up = rounded(d_hidden, gradient=True, tokens=True).mT @ along_tokens
-    return y, dx, d_gate_up, d_down
+    return y, dx, d_gate_up, d_down, d_weight
 
 
 def straight_through(x: Tensor, error: Tensor) -> Tensor:

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from test_backends import alone, launch, rows
 from test_fp8_modules import small
+from test_fp8_training import MODEL, SMALL
 from tiny_moe import relative, token_ids
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from model.fp8.convert import to_fp8
-from recipes import free_port
+from recipes import free_port, grpo, write
 
 STEPS = 2
 
@@ -54,3 +56,20 @@ def test_sharded_weights_give_the_same_gradients(tmp_path):
     to_fp8(model)
     for sharded, whole in zip(torch.load(tmp_path / "found.pt"), trained(model, [0, 1]), strict=True):
         assert relative(sharded, whole) < 1e-3
+
+
+@pytest.mark.slow
+def test_a_recipe_in_bfloat16(tmp_path):
+    """Through the backend: shards gathered in bfloat16, and a whole copy that samples. Other roundings than one
+    process has, of gradients to bfloat16 before they are summed and of tiles of fewer tokens, but no others."""
+    found = {}
+    for who in ("one", "two"):
+        changes = {**SMALL, "grpo__steps": 2, "grpo__kl__coefficient": 0.01, "model": MODEL, "precision": "fp8"}
+        path = write(tmp_path / f"{who}.yaml", grpo(tmp_path / who, **changes))
+        alone(path) if who == "one" else launch("fsdp2-cpu-2.yaml", path)
+        found[who] = rows(tmp_path / who)
+    for one, two in zip(found["one"], found["two"], strict=True):
+        assert one.keys() == two.keys()
+        assert one["mismatch/k3"] < 0.02 and two["mismatch/k3"] < 0.02
+    one, two = found["one"][0], found["two"][0]
+    assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=0.1) and two["grad_norm"] != one["grad_norm"]

@@ -168,22 +168,23 @@ def test_grouped_products_are_those_of_each_group(sizes):
     assert kernels.grouped_wgrad(dy_t, x_t, offsets, out_dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("inner", [128, 72])
+@pytest.mark.parametrize("inner", [256, 72])
 @pytest.mark.parametrize("grouped", [False, True])
-def test_swiglu_and_its_gradient_follow_the_reference(inner, grouped):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_swiglu_and_its_gradient_follow_the_reference(inner, grouped, weighted):
     """Exponentials may differ in the last bit, and so may an element that lies between two E4M3 numbers."""
     offsets = ends([20, 0, 129]) if grouped else None
     gate_up, d_out = normal(150, 2 * inner).bfloat16(), normal(150, inner, seed=1).bfloat16()
-    got, kept = kernels.swiglu_quantize(gate_up, power_of_two=True)
-    want, kept_want = fp8.swiglu_quantize(gate_up, power_of_two=True)
+    weight = normal(150, seed=2).sigmoid() if weighted else None
+    got, kept = kernels.swiglu_quantize(gate_up, weight, power_of_two=True)
+    want, kept_want = fp8.swiglu_quantize(gate_up, weight, power_of_two=True)
     same(kept, kept_want)
     close(got, want)
-    for got, want in zip(
-        kernels.swiglu_quantize_backward(d_out, kept, power_of_two=True, offsets=offsets),
-        fp8.swiglu_quantize_backward(d_out, kept, power_of_two=True, offsets=offsets),
-        strict=True,
-    ):
+    *found, d_weight = kernels.swiglu_quantize_backward(d_out, kept, weight, power_of_two=True, offsets=offsets)
+    *wanted, want_weight = fp8.swiglu_quantize_backward(d_out, kept, weight, power_of_two=True, offsets=offsets)
+    for got, want in zip(found, wanted, strict=True):
         close(got, want)
+    assert d_weight.shape == want_weight.shape and torch.allclose(d_weight, want_weight, rtol=1e-5, atol=1e-5)
 
 
 def close(got: Quantized, want: Quantized) -> None:

@@ -177,6 +177,25 @@ def test_swiglu_and_its_gradient():
     assert _error(got.out_t.dequantize()[:, 128 : 128 + 50], out[20:].mT) < 0.06
 
 
+def test_rows_of_a_swiglu_have_weights():
+    """Gradients are autograd's of what was kept; a row's weight goes into its scales and leaves its values, so that
+    one that differs in its last bit rounds nothing otherwise."""
+    gate_up, d_out = normal(70, 512), normal(70, 256, seed=1)
+    weight = normal(70, seed=2).sigmoid() + 0.1
+    quantised, kept = fp8.swiglu_quantize(gate_up, weight)
+    plain, _ = fp8.swiglu_quantize(gate_up)
+    assert torch.equal(quantised.scales, plain.scales * weight[:, None])
+    assert torch.equal(quantised.values.float(), plain.values.float())
+    given, factor = kept.dequantize().double().requires_grad_(), weight.double().requires_grad_()
+    gate, up = given.chunk(2, -1)
+    out = torch.nn.functional.silu(gate) * up * factor[:, None]
+    out.backward(d_out.double())
+    got = fp8.swiglu_quantize_backward(d_out, kept, weight)
+    assert _error(got.weight, factor.grad) < 1e-6
+    assert _error(got.gate_up.dequantize(), given.grad) < 0.03 and _error(got.out_t.dequantize(), out.mT) < 0.03
+    assert fp8.swiglu_quantize_backward(d_out, kept).weight.shape == (0,)
+
+
 def _error(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got.double() - want.detach()).norm() / want.detach().norm())
 

@@ -100,6 +100,21 @@ def test_check_tells_what_each_process_will_hold(monkeypatch, tmp_path):
     assert (held["weights"], held["float32 gradients"], held["Adam moments"]) == (2 * count, 4 * count, 2 * count)
 
 
+def test_check_counts_the_quantised_weights_that_a_process_keeps(monkeypatch, tmp_path):
+    def in_fp8(**changes) -> float:
+        made = grpo(tmp_path, model={"scratch": SCRATCH}, **{"precision": "fp8", **changes})
+        monkeypatch.setattr("rl.check_tables.GiB", 1)
+        rows = [line.split() for line in memory_table(validate(made)) if line.startswith("FP8 weights")]
+        return float(rows[0][2]) if rows else 0.0
+
+    assert in_fp8(precision="bf16") == 0
+    alone = in_fp8()  # with the transposes
+    workers = {"rollout__mode": "server", "rollout__workers": {"count": 1}}
+    assert alone > 0 and in_fp8(**workers) == alone
+    launched(monkeypatch, WORLD_SIZE="4", **FSDP)
+    assert in_fp8() == alone / 2 and in_fp8(**workers) == 0
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mixtral", "qwen3_moe", "deepseek_v3", "ours"])
 def test_weights_under_the_names_of_files(family, tmp_path):
     model = model_of(num_nextn_predict_layers=1) if family == "ours" else tiny_model(family)

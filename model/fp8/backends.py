@@ -57,10 +57,18 @@ class Operators(Protocol):
         accumulate: Tensor | None = ...,
     ) -> Tensor: ...
 
-    def swiglu_quantize(self, gate_up: Tensor, *, power_of_two: bool = ...) -> tuple[Quantized, Quantized]: ...
+    def swiglu_quantize(
+        self, gate_up: Tensor, weight: Tensor | None = ..., *, power_of_two: bool = ...
+    ) -> tuple[Quantized, Quantized]: ...
 
     def swiglu_quantize_backward(
-        self, d_out: Tensor, gate_up: Quantized, *, power_of_two: bool = ..., offsets: Tensor | None = ...
+        self,
+        d_out: Tensor,
+        gate_up: Quantized,
+        weight: Tensor | None = ...,
+        *,
+        power_of_two: bool = ...,
+        offsets: Tensor | None = ...,
     ) -> SwigluGradients: ...
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from model.fp8 import reference
 from model.fp8.backends import Operators, choose
 from model.fp8.quantized import Quantized
 from model.fp8.weights import QuantizedWeight
@@ -94,6 +95,22 @@ class Fp8Module(nn.Module):
 
     def quantize_weights(self) -> None:
         raise NotImplementedError
+
+
+def keep_quantized_weights(model: nn.Module, keep: bool) -> None:
+    """Changes `keep_weights` of a converted model: of a copy that is whole, though the model itself is sharded."""
+    for module in model.modules():
+        if isinstance(module, Fp8Module):
+            module.context.keep_weights = keep
+            for value in vars(module).values():
+                if isinstance(value, QuantizedWeight):
+                    value.keep = keep
+
+
+def waits_for_host(model: nn.Module, device: torch.device) -> bool:
+    """Whether products of a converted model read on the host how large groups are: then no CUDA graph captures them."""
+    contexts = (module.context for module in model.modules() if isinstance(module, Fp8Module))
+    return any(context.operators(device) is reference for context in contexts)
 
 
 def quantize_weights(model: nn.Module) -> None:

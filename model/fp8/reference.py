@@ -117,12 +117,23 @@ def grouped_wgrad(
     return out
 
 
-def swiglu_quantize(gate_up: Tensor, *, power_of_two: bool = False) -> tuple[Quantized, Quantized]:
+def swiglu_quantize(
+    gate_up: Tensor, weight: Tensor | None = None, *, power_of_two: bool = False
+) -> tuple[Quantized, Quantized]:
     """(silu(gate) · up [M, I], gate_up [M, 2I] for the backward pass), in tiles of 1 × 128, from gate_up [M, 2I].
 
+    weight: float32 [M], each row's factor of the output. It goes into the scales, after rounding: weights that differ
+        in their last bits, as a sampler's and a trainer's may, leave the values as they are.
     The output is computed in float32 from what is given, not from its quantised copy.
     """
-    return quantize_activation(swiglu(gate_up), power_of_two=power_of_two), quantize_activation(gate_up)
+    out = quantize_activation(swiglu(gate_up), power_of_two=power_of_two)
+    return out if weight is None else weighted(out, weight), quantize_activation(gate_up)
+
+
+def weighted(x: Quantized, weight: Tensor) -> Quantized:
+    """x, whose scales are nobody else's, with rows multiplied by weight [M]."""
+    x.scales.mul_(weight[:, None])
+    return x
 
 
 class SwigluGradients(NamedTuple):
@@ -131,18 +142,24 @@ class SwigluGradients(NamedTuple):
     gate_up: Quantized  # gradient [M, 2I], tiles along channels
     gate_up_t: Quantized  # its transpose, tiles along tokens
     out_t: Quantized  # the recomputed output, transposed, tiles along tokens
+    weight: Tensor  # gradient [M] float32 of the rows' weights; [0] without weights
 
 
 def swiglu_quantize_backward(
-    d_out: Tensor, gate_up: Quantized, *, power_of_two: bool = False, offsets: Tensor | None = None
+    d_out: Tensor,
+    gate_up: Quantized,
+    weight: Tensor | None = None,
+    *,
+    power_of_two: bool = False,
+    offsets: Tensor | None = None,
 ) -> SwigluGradients:
-    """The gradient of silu(gate) · up from that of its output [M, I]; the output is computed again, not kept.
+    """The gradient of weight · silu(gate) · up from that of its output [M, I]; the output is computed again, not kept.
 
     power_of_two: of the output's tiles. Gradients have no floor. offsets: groups of the transposes.
     """
-    d_gate_up, out = swiglu_gradient(d_out, gate_up)
+    d_gate_up, out, d_weight = swiglu_gradient(d_out, gate_up, weight)
     out_t = quantize_activation(out, power_of_two=power_of_two, transposed=True, offsets=offsets)
-    return SwigluGradients(*quantize_both(d_gate_up, floor=None, offsets=offsets), out_t)
+    return SwigluGradients(*quantize_both(d_gate_up, floor=None, offsets=offsets), out_t, d_weight)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -151,13 +168,17 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def swiglu_gradient(d_out: Tensor, gate_up: Quantized) -> tuple[Tensor, Tensor]:
-    """(gradient of gate_up [M, 2I], silu(gate) · up [M, I]) in float32."""
+def swiglu_gradient(d_out: Tensor, gate_up: Quantized, weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(gradient of gate_up [M, 2I], weight · silu(gate) · up [M, I], gradient of weight [M] or [0]) in float32."""
     gate, up = gate_up.dequantize().chunk(2, -1)
     d_out, sigmoid = d_out.float(), gate.sigmoid()
-    silu = gate * sigmoid
+    silu, d_weight = gate * sigmoid, gate.new_empty(0)
+    out = silu * up
+    if weight is not None:
+        d_weight = (d_out * out).sum(-1)
+        d_out, out = d_out * weight[:, None], out * weight[:, None]
     d_gate = d_out * up * (sigmoid * (1 + gate * (1 - sigmoid)))
-    return torch.cat([d_gate, d_out * silu], -1), silu * up
+    return torch.cat([d_gate, d_out * silu], -1), out, d_weight
 
 
 def _groups(offsets: Tensor) -> list[tuple[slice, slice]]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.fp8.context import keep_quantized_weights
 from rl.policy import shards
 from rl.policy.adamw import AdamW
 from rl.policy.execution import Execution
@@ -199,6 +200,7 @@ class WholeCopy:
         if samples or reference:
             made = copy.deepcopy(model).requires_grad_(False).eval()
             cast_parameters(made, compute_dtype)
+            keep_quantized_weights(made, samples)  # decoding would make them anew for every token
             self._model = made.to(device)
 
     @property
@@ -210,7 +212,9 @@ class WholeCopy:
         """Another one where a sampler has this one; else this one, which nobody else wants whole."""
         model = self.model
         if self._samples:
-            return copy.deepcopy(model)
+            other = copy.deepcopy(model)
+            keep_quantized_weights(other, False)  # it will be sharded
+            return other
         self._model = None
         return model
 

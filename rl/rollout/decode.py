@@ -1,4 +1,7 @@
-"""One decode step over the running slots: eager on CPU, a CUDA graph per batch bucket on GPU."""
+"""One decode step over the running slots: eager on CPU, a CUDA graph per batch bucket on GPU.
+
+FP8 by the reference, as on GPUs without E4M3, is eager there too: it waits for the host.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from model.fp8.context import waits_for_host
 from rl.rollout.slots import DecodeLayout, Slots
 
 BATCH_BUCKET = 8  # CUDA graphs are captured for batches rounded up to this,
@@ -31,12 +35,14 @@ class DecodeStep:
     def __init__(self, model: Any, slots: Slots, width: int = 1, *, routed: bool = False):
         self.model, self.slots, self.width, self.routed = model, slots, width, routed
         self.device = model.device
+        self.captured = self.device.type == "cuda" and not waits_for_host(model, self.device)
         self.graphs: dict[tuple[int, int], _Graph] = {}
 
     def __call__(self, tokens: list[list[int]], lengths: list[int]) -> Decoded:
         span = max(lengths) + self.width
-        if self.device.type != "cuda":
-            return self._forward(torch.tensor(tokens), torch.tensor(lengths), span)
+        if not self.captured:
+            tokens_BW, lengths_B = (torch.tensor(given, device=self.device) for given in (tokens, lengths))
+            return self._forward(tokens_BW, lengths_B, span)
         batch = min(-(-len(tokens) // BATCH_BUCKET) * BATCH_BUCKET, self.slots.count)
         span = min(-(-span // SPAN_BUCKET) * SPAN_BUCKET, self.slots.capacity)
         graph = self.graphs.get((batch, span))
