@@ -120,15 +120,14 @@ class _Linear(torch.autograd.Function):
 
 
 def quantize_gradient(
-    ops: Operators, dy: Tensor, rows: bool, columns: bool, *, power_of_two: bool = False
+    ops: Operators, dy: Tensor, rows: bool, columns: bool
 ) -> tuple[Quantized | None, Quantized | None]:
     """(along channels for the input's gradient, along tokens for the weight's), as far as wanted; without a floor."""
-    scheme: dict[str, Any] = {"floor": None, "power_of_two": power_of_two}
     if rows and columns:
-        return ops.quantize_both(dy, **scheme)
+        return ops.quantize_both(dy, floor=None)
     return (
-        ops.quantize_activation(dy, **scheme) if rows else None,
-        ops.quantize_activation(dy, transposed=True, **scheme) if columns else None,
+        ops.quantize_activation(dy, floor=None) if rows else None,
+        ops.quantize_activation(dy, floor=None, transposed=True) if columns else None,
     )
 
 

@@ -34,23 +34,27 @@ def _ends(groups: int) -> dict[str, Any]:
 def _quantisation() -> Launches:
     quantize, both, weight = kernels.quantize_activation, kernels.quantize_both, kernels.quantize_weight
     x, x32, two = _tokens(256, 512), _tokens(256, 512, torch.float32), _ends(2)
-    kept = quantize(x)
+    kept, weight_R = quantize(x), torch.zeros(256)
     return {
         "quantise rows": lambda: quantize(x),
         "quantise rows of float32": lambda: quantize(x32),
+        "quantise rows to powers of two": lambda: quantize(x, power_of_two=True),
+        "quantise rows of gradients to powers of two": lambda: quantize(x, floor=None, power_of_two=True),
         "quantise columns": lambda: quantize(x, floor=None, transposed=True),
-        "quantise columns of float32": lambda: quantize(x32, transposed=True),
         "quantise columns of float32 in groups": lambda: quantize(x32, transposed=True, **two),
         "quantise columns of E4M3 in groups": lambda: quantize(kept, power_of_two=True, transposed=True, **two),
+        "quantise columns of E4M3 gradients in groups": lambda: quantize(
+            kept, floor=None, power_of_two=True, transposed=True, **two
+        ),
         "quantise rows and columns": lambda: both(x, floor=None),
         "quantise rows and columns of float32": lambda: both(x32, floor=None),
-        "quantise rows and columns of groups": lambda: both(x, power_of_two=True, **two),
+        "quantise rows and columns to powers of two": lambda: both(x, power_of_two=True),
         "quantise rows and columns of float32 in groups": lambda: both(x32, floor=None, **two),
         "quantise blocks": lambda: weight(x),
         "quantise blocks of float32": lambda: weight(x32),
         "SwiGLU": lambda: kernels.swiglu_quantize(x),
-        "SwiGLU backward": lambda: kernels.swiglu_quantize_backward(x[:, :256], kept, **two),
-        "SwiGLU backward without groups": lambda: kernels.swiglu_quantize_backward(x[:, :256], kept),
+        "SwiGLU backward": lambda: kernels.swiglu_quantize_backward(x[:, :256], kept),
+        "SwiGLU backward of experts": lambda: kernels.swiglu_quantize_backward(x[:, :256], kept, weight_R, **two),
     }
 
 
