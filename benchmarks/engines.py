@@ -1,12 +1,13 @@
-"""What is learnt on the quickstart's task with rollouts by the local sampler, and with the same ones by a vLLM worker.
+"""What is learnt on the quickstart's task with rollouts by the local sampler, by a worker of vLLM, and a step ahead.
 
     python benchmarks/engines.py OUT_FOLDER --python VENV/bin/python [--steps 60] [--seeds 0 1 2]
 
 A small dense Llama gets the quickstart's cold start (two-digit additions of a teacher who errs). From there GRPO goes
-on twice, with the same settings but for `rollout.engine`: `local` in the trainer's process, or `vllm` in a worker that
-gets the weights after every step. Reported: the mean reward of each quarter of the steps, the accuracy on 500 held-out
-problems, and how far sampler and trainer are apart. Writes rewards.png (needs the extra `bench`) and summary.json. Runs
-are ordinary recipes; a stage that is complete is not run again. `--python` is one that has vLLM.
+on three times, with the same settings but for `rollout`: engine `local` in the trainer's process, `vllm` in a worker
+that gets the weights after every step, and the same with `ahead: 1` and its correction. Reported: the mean reward of
+each quarter of the steps, the accuracy on 500 held-out problems, and how far sampler and trainer are apart. Writes
+rewards.png (needs the extra `bench`) and summary.json. Runs are ordinary recipes; a stage that is complete is not run
+again. `--python` is one that has vLLM.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Any
 import common
 import yaml
 
-ENGINES = ("local", "vllm")
-COLOURS = {"local": "tab:blue", "vllm": "tab:orange"}
+ENGINES = ("local", "vllm", "vllm-ahead")  # stages
+COLOURS = {"local": "tab:blue", "vllm": "tab:orange", "vllm-ahead": "tab:green"}
 QUARTERS = 4
 MISMATCH = ("mismatch/k3", "mismatch/max", "sync/probe")
 
@@ -65,11 +66,16 @@ def recipe(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     workers = {"count": 1, "python": str(options.python)}
     vllm = {**grpo, "rollout": {**grpo["rollout"], "engine": "vllm", "mode": "server", "workers": workers}}  # type: ignore[dict-item]
+    ahead = {
+        **vllm,
+        "rollout": {**vllm["rollout"], "ahead": 1},  # type: ignore[dict-item]
+        "grpo": {**grpo["grpo"], "correction": {"kind": "tis"}},  # type: ignore[dict-item]
+    }
     return {
         "pipeline": "stages",
         "output_dir": str(options.out / f"seed-{seed}"),
         "seed": seed,
-        "stages": {"start": start, "local": grpo, "vllm": vllm},
+        "stages": {"start": start, "local": grpo, "vllm": vllm, "vllm-ahead": ahead},
     }
 
 
@@ -108,8 +114,9 @@ def summarise(seeds: list[int], out: Path) -> dict[str, Any]:
             "seconds": [fmean(row["time/step"] for row in rows) for rows in runs],
             "largest": {name: max(row.get(name, 0.0) for rows in runs for row in rows) for name in MISMATCH},
         }
-    gaps = [b[0] - a[0] for a, b in zip(found["local"]["accuracy"], found["vllm"]["accuracy"], strict=True)]
-    found["gap"] = {"mean": fmean(gaps), "se": stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None}
+        gaps = [b[0] - a[0] for a, b in zip(found["local"]["accuracy"], found[engine]["accuracy"], strict=True)]
+        error = stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
+        found[engine]["above_local"] = {"mean": fmean(gaps), "se": error}
     return found
 
 
@@ -127,13 +134,13 @@ def tables(seeds: list[int], found: dict[str, Any]) -> str:
         means = [f"{fmean(values):.3f}{error}" for values, error in zip(by_quarter, spread, strict=True)]
         largest = [f"{found[engine]['largest'][name]:.2g}" for name in MISMATCH]
         lines.append([engine, *means, f"{fmean(found[engine]['seconds']):.1f}", *largest])
-    gap = found["gap"]
-    error = "" if gap["se"] is None else f" ± {gap['se']:.1%} (s.e. of {len(seeds)} pairs)"
-    return "\n\n".join([
-        common.markdown_table(columns, rows),
-        f"vllm above local: {gap['mean']:+.1%}{error}",
-        common.markdown_table(parts, lines),
-    ])  # fmt: skip
+    above = [above_local(engine, found[engine]["above_local"], len(seeds)) for engine in ENGINES[1:]]
+    return "\n\n".join([common.markdown_table(columns, rows), *above, common.markdown_table(parts, lines)])
+
+
+def above_local(engine: str, gap: dict[str, Any], pairs: int) -> str:
+    error = "" if gap["se"] is None else f" ± {gap['se']:.1%} (s.e. of {pairs} pairs)"
+    return f"{engine} above local: {gap['mean']:+.1%}{error}"
 
 
 def draw(seeds: list[int], found: dict[str, Any], out: Path, window: int = 5) -> None:
