@@ -334,6 +334,7 @@ def test_a_worker_whose_engine_failed_says_why_before_it_ends(tmp_path, monkeypa
             return False
 
     monkeypatch.setattr(command, "make_engine", lambda *_: Failing(sampler()))
+    monkeypatch.setattr(command, "LAST_WORDS_S", 60.0)  # it is ended as soon as they were heard
     (tmp_path / "secret").write_text(SECRET)
     port, heard = free_port(), []
 
