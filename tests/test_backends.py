@@ -188,6 +188,24 @@ def test_ten_steps(config, tmp_path):
     check_backend(f"{config}.yaml", tmp_path, kinds=("dense", "moe"), steps=10, sharded=sharded)
 
 
+@pytest.mark.slow
+@deepspeed
+def test_a_run_moves_between_sharded_backends(tmp_path):
+    """Its first step under FSDP2, the second under ZeRO-3, the third under FSDP2 again."""
+    kinds, steps = ("dense", "moe"), 3
+    paths = {kind: recipe(tmp_path, kind, "two", steps) for kind in kinds}
+    for kind in kinds:
+        alone(recipe(tmp_path, kind, "one", steps))
+    for kept, config in enumerate(("fsdp2-cpu-2", "zero3-cpu-2", "fsdp2-cpu-2")):
+        if kept:
+            for kind in kinds:
+                until(tmp_path / f"{kind}-two", kept)
+        launch(f"{config}.yaml", *paths.values())
+    for kind in kinds:
+        assert_same(kind, rows(tmp_path / f"{kind}-one"), rows(tmp_path / f"{kind}-two"))
+        assert_same_weights(kind, tmp_path / f"{kind}-one", tmp_path / f"{kind}-two")
+
+
 def test_ready_configurations_are_what_they_say():
     folder = REPO / "recipes" / "accelerate"
     for path in folder.glob("*.yaml"):
