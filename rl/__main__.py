@@ -56,10 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         preflight(recipe)
         from rl.policy.backend import NonFinite
+        from rl.policy.processes import leave
         from rl.runner import run
 
         try:
             run(recipe)
+            leave()
         except NonFinite as error:
             print(f"stopped: {error}; the last checkpoint is as it was", file=sys.stderr)
             return 1

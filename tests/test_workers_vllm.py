@@ -94,8 +94,6 @@ def test_updates_by_every_transport_and_a_kill_in_the_middle(tmp_path, spool):
         model.load_state_dict({**model.state_dict(), **changed})
         workers.update_weights(changed.items(), 4)
         assert_like(workers, model)
-        kept = [name for bucket in spool.buckets for name in bucket.names]
-        assert len(kept) > len(set(kept))  # who starts again is sent some weights twice, the old ones first
         long = SamplingParams(n=2, max_tokens=200, min_tokens=200, seed=1)
         expected = tokens(workers.generate(PROMPTS, long))
         before = pairs[0][0].health().steps

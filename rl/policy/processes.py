@@ -21,6 +21,13 @@ from rl.policy.sharding import LaunchError, Sharding
 PATIENCE = timedelta(hours=24)
 
 
+def leave() -> None:
+    """Ends the process group in order, as the last thing a process does: its threads, if they are still there when the
+    interpreter is taken down, now and then abort the process, and a run that has succeeded would count as failed."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class Processes:
     """The process group: rank, world size, device, and sums over processes."""
 
