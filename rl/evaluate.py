@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from model.fp8.context import keep_quantized_weights
 from rewards import Reward, load_reward
 from rewards.math.exact import parse_number
 from rewards.math.extract import extract_answer
@@ -168,8 +167,7 @@ def _sampler(recipe: EvalRecipe, evaluator: Evaluator, folder: Run) -> Iterator[
     if recipe.workers is None:
         model = load_model(recipe.model, tokenizer, seed=recipe.seed, dtype=DTYPES[recipe.model.dtype])
         model.to(processes.device)
-        apply_precision(model, recipe.precision, processes, folder.progress)
-        keep_quantized_weights(model, True)  # here it is whole, whatever the launcher's configuration shards
+        apply_precision(model, recipe.precision, processes, folder.progress, whole=True)
         yield LocalSampler(model, tokenizer, max_slots=spec.max_slots, draft_tokens=spec.draft_tokens)
         return
     drafts = {"draft_tokens": spec.draft_tokens} if spec.draft_tokens else {}

@@ -10,7 +10,7 @@ from recipes import REPO, environment, free_port
 LIMITS = """
 import torch
 import torch.distributed as dist
-from rl.policy.processes import Processes
+from rl.policy.processes import Processes, leave
 
 processes = Processes()
 apart = processes.apart()
@@ -18,7 +18,8 @@ assert processes.gather(processes.rank) == apart.gather(processes.rank) == [0, 1
 groups = [dist.group.WORLD, apart.group]
 print([group._get_backend(torch.device("cpu")).options._timeout.total_seconds() / 3600 for group in groups])
 processes.barrier()
-dist.destroy_process_group()
+leave()
+assert not dist.is_initialized()
 """
 
 

@@ -12,18 +12,21 @@ from rl.recipe_model import PrecisionSpec
 from rl.run.progress import Progress
 
 
-def apply_precision(model: Any, spec: PrecisionSpec, processes: Processes, progress: Progress) -> None:
-    """Turns layers of a trainer's model into FP8 ones where the recipe asks for it, and says so in the log.
+def apply_precision(
+    model: Any, spec: PrecisionSpec, processes: Processes, progress: Progress, *, whole: bool = False
+) -> None:
+    """Turns layers of a model into FP8 ones where the recipe asks for it, and says so in the log.
 
-    The model may still be elsewhere than on the process's device, where it will run.
+    The model may still be elsewhere than on the process's device, where it will run. whole: it stays so, whatever the
+    launcher's configuration shards.
     """
     if spec.kind != "fp8":
         return
     if processes.sharding.kind == "zero":
         raise RecipeError("precision: fp8 trains replicated or under FSDP2, not with DeepSpeed; choose another backend")
     # Under FSDP2 gathered weights exist around their use only: there is nothing to keep a quantised copy of.
-    sharded = processes.sharding.kind != "none"
-    progress.line(convert(model, spec, processes.device, keep_weights=not sharded))
+    keep_weights = whole or processes.sharding.kind == "none"
+    progress.line(convert(model, spec, processes.device, keep_weights=keep_weights))
 
 
 def convert(model: Any, spec: PrecisionSpec, device: torch.device, *, keep_weights: bool = True) -> str:

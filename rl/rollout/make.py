@@ -140,7 +140,9 @@ def _options(recipe: Sampling, record_routing: bool, evaluated: int) -> dict[str
     """The engine's, as far as other fields of the recipe say them; `workers.options` has the last word."""
     rollout = recipe.rollout
     given = rollout.workers.options if rollout.workers else {}
-    options: dict[str, Any] = {"dtype": recipe.model.dtype, "max_slots": rollout.max_slots}
+    options: dict[str, Any] = {
+        "dtype": recipe.model.dtype, "max_slots": rollout.max_slots, "record_routing": record_routing,
+    }  # fmt: skip
     if rollout.engine == "vllm":
         limit = given.get("max_model_len")
         if isinstance(limit, int) and 0 < limit < evaluated:
@@ -149,11 +151,10 @@ def _options(recipe: Sampling, record_routing: bool, evaluated: int) -> dict[str
                 "prompt and evaluate.max_tokens; raise it, or leave it out"
             )
         longest = max(rollout.max_prompt_tokens + rollout.max_tokens, evaluated, LENGTH + 1)  # vLLM scores and adds one
-        options |= {"max_model_len": longest, "seed": recipe.seed}
         # Empty: at the start the folder's weights are the trainer's, or nearly, and would hide one that never arrives.
-        options |= {"empty": True, "record_routing": record_routing}
+        options |= {"max_model_len": longest, "seed": recipe.seed, "empty": True}
     else:
-        options |= {"draft_tokens": rollout.draft_tokens, "record_routing": record_routing}
+        options["draft_tokens"] = rollout.draft_tokens
         if recipe.precision.kind == "fp8":
             options["precision"] = recipe.precision.model_dump(mode="json")
         if recipe.threads is not None:
