@@ -13,21 +13,12 @@ again. `--python` is one that has vLLM.
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import subprocess
-import sys
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-import common
-import yaml
+import learning
 
-ENGINES = ("local", "vllm", "vllm-ahead")  # stages
-COLOURS = {"local": "tab:blue", "vllm": "tab:orange", "vllm-ahead": "tab:green"}
-QUARTERS = 4
-MISMATCH = ("mismatch/k3", "mismatch/max", "sync/probe")
+ENGINES = learning.Comparison(("local", "vllm", "vllm-ahead"), ("mismatch/k3", "mismatch/max", "sync/probe"))
 
 
 def recipe(seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -79,88 +70,6 @@ def recipe(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def train(seed: int, options: argparse.Namespace) -> None:
-    path = options.out / f"seed-{seed}.yaml"
-    path.write_text(yaml.safe_dump(recipe(seed, options), sort_keys=False))
-    with (options.out / f"seed-{seed}.log").open("w") as log:
-        subprocess.run([sys.executable, "-m", "rl", str(path)], stdout=log, stderr=log, check=True)
-
-
-def steps_of(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if not row.get("evaluation")]
-
-
-def accuracy(folder: Path) -> tuple[float, float]:
-    """On the held-out problems, with its standard error."""
-    found = json.loads((folder / "summary.json").read_text())["evaluation"]
-    return found["eval/held_out/avg"], found["eval/held_out/avg_se"]
-
-
-def quarters(rows: list[dict[str, Any]]) -> list[float]:
-    size = len(rows) / QUARTERS
-    return [fmean(row["reward"] for row in rows[int(i * size) : int((i + 1) * size)]) for i in range(QUARTERS)]
-
-
-def summarise(seeds: list[int], out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {"start": [accuracy(out / f"seed-{seed}" / "start") for seed in seeds]}
-    for engine in ENGINES:
-        folders = [out / f"seed-{seed}" / engine for seed in seeds]
-        runs = [steps_of(folder) for folder in folders]
-        found[engine] = {
-            "accuracy": [accuracy(folder) for folder in folders],
-            "quarters": [quarters(rows) for rows in runs],
-            "reward": [[row["reward"] for row in rows] for rows in runs],
-            "seconds": [fmean(row["time/step"] for row in rows) for rows in runs],
-            "largest": {name: max(row.get(name, 0.0) for rows in runs for row in rows) for name in MISMATCH},
-        }
-        gaps = [b[0] - a[0] for a, b in zip(found["local"]["accuracy"], found[engine]["accuracy"], strict=True)]
-        error = stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
-        found[engine]["above_local"] = {"mean": fmean(gaps), "se": error}
-    return found
-
-
-def tables(seeds: list[int], found: dict[str, Any]) -> str:
-    columns = ["seed", "cold start", *(f"after GRPO, {engine}" for engine in ENGINES)]
-    rows = []
-    for i, seed in enumerate(seeds):
-        values = [found["start"][i], *(found[engine]["accuracy"][i] for engine in ENGINES)]
-        rows.append([str(seed), *(f"{mean:.1%} ± {error:.1%}" for mean, error in values)])
-    parts = ["engine", *(f"quarter {i + 1}" for i in range(QUARTERS)), "step s", *(f"largest {m}" for m in MISMATCH)]
-    lines = []
-    for engine in ENGINES:
-        by_quarter = list(zip(*found[engine]["quarters"], strict=True))
-        spread = [f" ± {stdev(values):.3f}" if len(values) > 1 else "" for values in by_quarter]
-        means = [f"{fmean(values):.3f}{error}" for values, error in zip(by_quarter, spread, strict=True)]
-        largest = [f"{found[engine]['largest'][name]:.2g}" for name in MISMATCH]
-        lines.append([engine, *means, f"{fmean(found[engine]['seconds']):.1f}", *largest])
-    above = [above_local(engine, found[engine]["above_local"], len(seeds)) for engine in ENGINES[1:]]
-    return "\n\n".join([common.markdown_table(columns, rows), *above, common.markdown_table(parts, lines)])
-
-
-def above_local(engine: str, gap: dict[str, Any], pairs: int) -> str:
-    error = "" if gap["se"] is None else f" ± {gap['se']:.1%} (s.e. of {pairs} pairs)"
-    return f"{engine} above local: {gap['mean']:+.1%}{error}"
-
-
-def draw(seeds: list[int], found: dict[str, Any], out: Path, window: int = 5) -> None:
-    """Running means of the reward; a line a seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for engine in ENGINES:
-        for i, rewards in enumerate(found[engine]["reward"]):
-            smooth = [fmean(rewards[max(0, k - window + 1) : k + 1]) for k in range(len(rewards))]
-            axes.plot(range(1, len(smooth) + 1), smooth, color=COLOURS[engine], lw=1, label=None if i else engine)
-    axes.set(xlabel="step", ylabel=f"reward (mean of {window} steps)")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(out / "rewards.png", dpi=120)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -168,16 +77,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    for seed in options.seeds:
-        train(seed, options)
-    found = summarise(options.seeds, options.out)
-    (options.out / "summary.json").write_text(json.dumps(found, indent=1))
-    print(tables(options.seeds, found))
-    try:
-        draw(options.seeds, found, options.out)
-    except ImportError:
-        print("matplotlib is not here (pip install 'r1forge[bench]'): no rewards.png")
+    recipes = {f"seed-{seed}": recipe(seed, options) for seed in options.seeds}
+    learning.run_recipes(recipes, options.out)
+    ENGINES.report(options.seeds, options.out)
 
 
 if __name__ == "__main__":

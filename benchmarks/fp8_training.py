@@ -14,16 +14,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
 import common
-import yaml
+import learning
 
 PRECISIONS = ("bf16", "fp8")
 COLOURS = {"bf16": "tab:blue", "fp8": "tab:orange"}
@@ -46,18 +42,6 @@ def recipe(precision: str, seed: int, options: argparse.Namespace, folder: Path)
     }
 
 
-def train(precision: str, seed: int, options: argparse.Namespace) -> None:
-    name = f"{precision}-{seed}"
-    path = options.out / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(recipe(precision, seed, options, options.out / name)))
-    with (options.out / f"{name}.log").open("w") as log:
-        subprocess.run([sys.executable, "-m", "rl", str(path)], stdout=log, stderr=log, check=True)
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def summarise(losses: Losses, seeds: list[int]) -> dict[str, Any]:
     """Last losses, relative gaps of pairs and the relative spread of bfloat16's seeds."""
     steps = len(next(iter(losses.values())))
@@ -65,15 +49,14 @@ def summarise(losses: Losses, seeds: list[int]) -> dict[str, Any]:
     means = {key: mean(values[-last:]) for key, values in losses.items()}
     gaps = [means["fp8", seed] / means["bf16", seed] - 1 for seed in seeds]
     plain = [means["bf16", seed] for seed in seeds]
-    several = len(seeds) > 1
     return {
         "steps": steps,
         "averaged": last,
         "loss": {precision: [means[precision, seed] for seed in seeds] for precision in PRECISIONS},
         "gap": gaps,
         "gap_mean": mean(gaps),
-        "gap_se": stdev(gaps) / math.sqrt(len(gaps)) if several else None,
-        "seed_spread": stdev(plain) / mean(plain) if several else None,
+        "gap_se": learning.standard_error(gaps),
+        "seed_spread": stdev(plain) / mean(plain) if len(plain) > 1 else None,
     }
 
 
@@ -86,30 +69,22 @@ def write_curves(losses: Losses, out: Path) -> None:
             table.writerow([i, *(f"{value:.6f}" for value in values)])
 
 
-def draw(losses: Losses, out: Path, window: int = 20) -> None:
+def draw(plt: Any, losses: Losses, window: int = 20) -> Any:
     """Running means, and the relative gap of each pair below them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    def smooth(values: list[float]) -> list[float]:
-        return [mean(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))]
-
     figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(8, 6), height_ratios=(2, 1))
-    for (precision, seed), values in sorted(losses.items()):
+    smooth = {key: learning.running_mean(values, window) for key, values in sorted(losses.items())}
+    for (precision, seed), values in smooth.items():
         label = precision if seed == min(s for _, s in losses) else None
-        top.plot(smooth(values), color=COLOURS[precision], alpha=0.7, linewidth=1, label=label)
+        top.plot(values, color=COLOURS[precision], alpha=0.7, linewidth=1, label=label)
         if precision == "fp8":
-            pairs = zip(smooth(values), smooth(losses["bf16", seed]), strict=True)
+            pairs = zip(values, smooth["bf16", seed], strict=True)
             bottom.plot([100 * (a / b - 1) for a, b in pairs], linewidth=1, label=f"seed {seed}")
     top.set(ylabel="loss, nats a token", yscale="log")
     bottom.set(xlabel="update", ylabel="FP8 above bfloat16, %")
     bottom.axhline(0, color="grey", linewidth=0.5)
     for axes in (top, bottom):
         axes.legend()
-    figure.tight_layout()
-    figure.savefig(out / "losses.png", dpi=120)
+    return figure
 
 
 def main() -> None:
@@ -120,11 +95,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=common.cores())
     parser.add_argument("--backend", default="auto", help="of FP8")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    runs = [(precision, seed) for seed in options.seeds for precision in PRECISIONS]
-    with ThreadPoolExecutor(options.workers) as pool:
-        list(pool.map(lambda run: train(*run, options), runs))
-    rows = {key: rows_of(options.out / f"{key[0]}-{key[1]}") for key in runs}
+    names = {(precision, seed): f"{precision}-{seed}" for seed in options.seeds for precision in PRECISIONS}
+    recipes = {name: recipe(*run, options, options.out / name) for run, name in names.items()}
+    learning.run_recipes(recipes, options.out, options.workers)
+    rows = {run: learning.rows_of(options.out / name) for run, name in names.items()}
     losses: Losses = {key: [row["loss"] for row in found] for key, found in rows.items()}
     write_curves(losses, options.out)
     summary = summarise(losses, options.seeds)
@@ -142,10 +116,7 @@ def main() -> None:
         print(f"mean gap {summary['gap_mean']:+.3%} ± {summary['gap_se']:.3%} (s.e. of {len(options.seeds)} pairs)")
         print(f"spread of bf16 over seeds {summary['seed_spread']:.3%} (standard deviation)")
     print("seconds a step: " + ", ".join(f"{p} {s:.2f}" for p, s in summary["seconds_per_step"].items()))
-    try:
-        draw(losses, options.out)
-    except ImportError:
-        print("matplotlib is not here (pip install 'r1forge[bench]'): no losses.png")
+    learning.save_plot(lambda plt: draw(plt, losses), options.out / "losses.png")
 
 
 if __name__ == "__main__":

@@ -12,16 +12,11 @@ Runs are ordinary recipes; one that is complete is not run again.
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import common
-import yaml
+import learning
 
 WAYS = {
     "bias": {"bias_speed": 0.001, "bias_until": 1.0, "sequence_loss": 1e-4},
@@ -46,18 +41,14 @@ def recipe(way: str, seed: int, steps: int, folder: Path) -> dict[str, object]:
     }
 
 
-def train(way: str, seed: int, steps: int, out: Path) -> None:
-    name = f"{way.replace(' ', '-')}-{seed}"
-    path = out / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(recipe(way, seed, steps, out / name)))
-    with (out / f"{name}.log").open("w") as log:
-        subprocess.run([sys.executable, "-m", "rl", str(path)], stdout=log, stderr=log, check=True)
+def name_of(way: str, seed: int) -> str:
+    return f"{way.replace(' ', '-')}-{seed}"
 
 
 def measure(way: str, seed: int, out: Path) -> tuple[float, float]:
     """(largest over mean load, loss) of the last tenth of the updates."""
-    lines = (out / f"{way.replace(' ', '-')}-{seed}" / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines[-len(lines) // 10 :]]
+    rows = learning.rows_of(out / name_of(way, seed))
+    rows = rows[-len(rows) // 10 :]
     loads = [value for row in rows for name, value in row.items() if name.startswith("moe/max_over_mean/")]
     return mean(loads), mean(row["loss"] for row in rows)
 
@@ -67,8 +58,8 @@ def table(seeds: list[int], out: Path) -> str:
     rows = []
     for way, values in found.items():
         differences = [v[1] - b[1] for v, b in zip(values, found["bias"], strict=True)]
-        error = stdev(differences) / math.sqrt(len(seeds)) if len(seeds) > 1 else math.nan
-        paired = "" if way == "bias" else f"{mean(differences):+.4f} ± {error:.4f}"
+        error = learning.standard_error(differences)
+        paired = "" if way == "bias" else f"{mean(differences):+.4f}" + ("" if error is None else f" ± {error:.4f}")
         loads = [v[0] for v in values]
         rows.append([way, f"{mean(loads):.2f}", f"{max(loads):.2f}", f"{mean(v[1] for v in values):.4f}", paired])
     columns = ["way", "max/mean load", "of the worst seed", "loss, nats", "loss minus that of bias"]
@@ -82,8 +73,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=common.cores(), help="runs at a time, one thread each")
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    jobs = [(way, seed, given.steps, given.out) for seed in given.seeds for way in WAYS]
-    with ThreadPoolExecutor(given.workers) as pool:
-        list(pool.map(lambda job: train(*job), jobs))
+    jobs = [(way, seed) for seed in given.seeds for way in WAYS]
+    recipes = {name_of(*job): recipe(*job, given.steps, given.out / name_of(*job)) for job in jobs}
+    learning.run_recipes(recipes, given.out, given.workers)
     print(table(given.seeds, given.out))
