@@ -1,4 +1,4 @@
-"""A tiny mixture of experts from scratch, in bfloat16 and in FP8: losses paired by seed, beside the seeds' spread.
+"""A tiny mixture of experts from scratch, in bfloat16, FP8 and float32: losses paired by seed, and the seeds' spread.
 
     python benchmarks/fp8_training.py OUT_FOLDER --texts train.jsonl --column answer --batch 6 [--seeds 0 1 2]
 
@@ -7,11 +7,12 @@ solutions). Their loss goes down smoothly and not to zero, so small differences 
 sums, made here: they can be learnt to the end, in leaps, and a leap that comes ten updates later is a difference of
 many per cent.
 
-Both precisions are one word of the same recipe, `precision: fp8`: FP8 then also has bfloat16 Adam moments. They see the
-same documents in the same order from the same initial weights. Reported: the mean loss of the last 100 updates (of the
-last tenth, if there are fewer than 1,000) of each run, the relative gap of each pair, its mean and standard error, and
-how far apart seeds of bfloat16 are. Writes losses.csv, losses.png (needs the extra `bench`) and summary.json. Runs are
-ordinary recipes; one that is complete is not run again.
+The precisions see the same documents in the same order from the same initial weights. FP8 is one word of the recipe,
+`precision: fp8`, and then also has bfloat16 Adam moments. How far float32 is from bfloat16 says how far apart runs come
+that differ by far less rounding. Reported: the mean loss of the last 100 updates (of the last tenth, if there are fewer
+than 1,000) of each run, the relative gap of each pair, its mean and standard error, and how far apart seeds of bfloat16
+are. Writes losses.csv, losses.png (needs the extra `bench`) and summary.json. Runs are ordinary recipes; one that is
+complete is not run again.
 """
 
 from __future__ import annotations
@@ -26,21 +27,22 @@ from typing import Any
 import common
 import learning
 
-PRECISIONS = ("bf16", "fp8")
-COLOURS = {"bf16": "tab:blue", "fp8": "tab:orange"}
+PRECISIONS = ("bf16", "fp8", "float32")  # the others are compared with the first
+COLOURS = dict(zip(PRECISIONS, learning.COLOURS, strict=True))
 Losses = dict[tuple[str, int], list[float]]  # (precision, seed) -> nats a token, by update
 
 
 def recipe(precision: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     sums = {"generator": {"levels": [1, 2], "count": 20000, "seed": seed}, "template": "short-think"}
     texts = {"path": str(options.texts), "column": options.column}
+    scratch = {"preset": "tiny", "config": {"initializer_range": 0.02}}
     return {
         "pipeline": "sft",
         "output_dir": str(folder),
         "seed": seed,
         "threads": 1,
-        "model": {"scratch": {"preset": "tiny", "config": {"initializer_range": 0.02}}},
-        "precision": precision if precision == "bf16" else {"kind": precision, "backend": options.backend},
+        "model": {"scratch": scratch, "dtype": "float32" if precision == "float32" else "bfloat16"},
+        "precision": {"kind": "fp8", "backend": options.backend} if precision == "fp8" else "bf16",
         **({"data": sums} if options.texts is None else {"texts": texts}),
         "optimizer": {"learning_rate": 2e-3, "warmup_updates": 20, "schedule": "cosine"},
         "sft": {"steps": options.steps, "batch_size": options.batch},
@@ -53,18 +55,34 @@ def summarise(losses: Losses, seeds: list[int]) -> dict[str, Any]:
     """Last losses, relative gaps of pairs and the relative spread of bfloat16's seeds."""
     steps = len(next(iter(losses.values())))
     last = min(100, max(1, steps // 10))
-    means = {key: mean(values[-last:]) for key, values in losses.items()}
-    gaps = [means["fp8", seed] / means["bf16", seed] - 1 for seed in seeds]
-    plain = [means["bf16", seed] for seed in seeds]
+    means = {precision: [mean(losses[precision, seed][-last:]) for seed in seeds] for precision in PRECISIONS}
+    plain = means[PRECISIONS[0]]
+    gaps = {p: [other / one - 1 for other, one in zip(means[p], plain, strict=True)] for p in PRECISIONS[1:]}
     return {
         "steps": steps,
         "averaged": last,
-        "loss": {precision: [means[precision, seed] for seed in seeds] for precision in PRECISIONS},
+        "loss": means,
         "gap": gaps,
-        "gap_mean": mean(gaps),
-        "gap_se": learning.standard_error(gaps),
+        "gap_mean": {precision: mean(values) for precision, values in gaps.items()},
+        "gap_se": {precision: learning.standard_error(values) for precision, values in gaps.items()},
         "seed_spread": stdev(plain) / mean(plain) if len(plain) > 1 else None,
     }
+
+
+def table(seeds: list[int], summary: dict[str, Any]) -> str:
+    """Markdown: a line a seed; mean gaps and their standard errors; the spread of the first precision's seeds."""
+    others = PRECISIONS[1:]
+    rows = []
+    for i, seed in enumerate(seeds):
+        losses = [f"{summary['loss'][precision][i]:.5f}" for precision in PRECISIONS]
+        rows.append([str(seed), *losses, *(f"{summary['gap'][other][i]:+.3%}" for other in others)])
+    lines = [common.markdown_table(["seed", *PRECISIONS, *(f"{o} above {PRECISIONS[0]}" for o in others)], rows)]
+    if len(seeds) > 1:
+        for other in others:
+            mean_gap, error = summary["gap_mean"][other], summary["gap_se"][other]
+            lines.append(f"{other}: mean gap {mean_gap:+.3%} ± {error:.3%} (s.e. of {len(seeds)} pairs)")
+        lines.append(f"spread of {PRECISIONS[0]} over seeds {summary['seed_spread']:.3%} (standard deviation)")
+    return "\n\n".join(lines)
 
 
 def write_curves(losses: Losses, out: Path) -> None:
@@ -83,14 +101,13 @@ def draw(plt: Any, losses: Losses, window: int = 20) -> Any:
     for (precision, seed), values in smooth.items():
         label = precision if seed == min(s for _, s in losses) else None
         top.plot(values, color=COLOURS[precision], alpha=0.7, linewidth=1, label=label)
-        if precision == "fp8":
-            pairs = zip(values, smooth["bf16", seed], strict=True)
-            bottom.plot([100 * (a / b - 1) for a, b in pairs], linewidth=1, label=f"seed {seed}")
+        if precision != PRECISIONS[0]:
+            pairs = zip(values, smooth[PRECISIONS[0], seed], strict=True)
+            bottom.plot([100 * (a / b - 1) for a, b in pairs], color=COLOURS[precision], alpha=0.7, linewidth=1)
     top.set(ylabel="loss, nats a token", yscale="log")
-    bottom.set(xlabel="update", ylabel="FP8 above bfloat16, %")
+    bottom.set(xlabel="update", ylabel=f"above {PRECISIONS[0]}, %")
     bottom.axhline(0, color="grey", linewidth=0.5)
-    for axes in (top, bottom):
-        axes.legend()
+    top.legend()
     return figure
 
 
@@ -117,14 +134,8 @@ def main() -> None:
         for precision in PRECISIONS
     }
     (options.out / "summary.json").write_text(json.dumps(summary, indent=1))
-    print(f"mean loss of the last {summary['averaged']} of {summary['steps']} updates")
-    print("seed   bf16      fp8       fp8 above bf16")
-    for i, seed in enumerate(options.seeds):
-        plain, fp8 = (summary["loss"][precision][i] for precision in PRECISIONS)
-        print(f"{seed:<6} {plain:<9.5f} {fp8:<9.5f} {summary['gap'][i]:+.3%}")
-    if summary["gap_se"] is not None:
-        print(f"mean gap {summary['gap_mean']:+.3%} ± {summary['gap_se']:.3%} (s.e. of {len(options.seeds)} pairs)")
-        print(f"spread of bf16 over seeds {summary['seed_spread']:.3%} (standard deviation)")
+    print(f"mean loss of the last {summary['averaged']} of {summary['steps']} updates, nats a token\n")
+    print(table(options.seeds, summary))
     print("seconds a step: " + ", ".join(f"{p} {s:.2f}" for p, s in summary["seconds_per_step"].items()))
     learning.save_plot(lambda plt: draw(plt, losses), options.out / "losses.png")
 

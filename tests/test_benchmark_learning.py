@@ -41,12 +41,20 @@ def test_variants_are_compared_seed_by_seed(tmp_path: Path) -> None:
 
 
 def test_losses_of_a_pair_are_compared_over_their_end() -> None:
+    def loss(end: float) -> list[float]:
+        return [9.0] * 900 + [end] * 100
+
     losses = {
-        ("bf16", 0): [9.0] * 900 + [2.0] * 100, ("fp8", 0): [1.0] * 900 + [2.01] * 100,
-        ("bf16", 1): [9.0] * 900 + [4.0] * 100, ("fp8", 1): [1.0] * 900 + [3.98] * 100,
+        ("bf16", 0): loss(2.0), ("fp8", 0): [1.0] * 900 + [2.01] * 100, ("float32", 0): loss(2.0),
+        ("bf16", 1): loss(4.0), ("fp8", 1): [1.0] * 900 + [3.98] * 100, ("float32", 1): loss(4.4),
     }  # fmt: skip
-    found = importlib.import_module("fp8_training").summarise(losses, [0, 1])
+    benchmark = importlib.import_module("fp8_training")
+    found = benchmark.summarise(losses, [0, 1])
     assert found["averaged"] == 100
-    assert found["gap"] == pytest.approx([0.005, -0.005])
-    assert found["gap_se"] == pytest.approx(0.005)
+    assert found["gap"] == {"fp8": pytest.approx([0.005, -0.005]), "float32": pytest.approx([0.0, 0.1])}
+    assert found["gap_se"] == {"fp8": pytest.approx(0.005), "float32": pytest.approx(0.05)}
     assert found["seed_spread"] == pytest.approx(2**0.5 / 3)  # of 2 and 4
+    assert "| 1    | 4.00000 | 3.98000 | 4.40000 |        -0.500% |           +10.000% |" in benchmark.table(
+        [0, 1], found
+    )
+    assert "float32: mean gap +5.000% ± 5.000% (s.e. of 2 pairs)" in benchmark.table([0, 1], found)
