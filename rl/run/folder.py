@@ -37,7 +37,7 @@ class Run:
     def _open(self) -> None:
         kept = self.folder / "recipe.yaml"
         if self.recipe.resume == "never" and kept.exists():
-            for name in ("checkpoints", "samples", "evaluation", "model", "tensorboard"):
+            for name in ("checkpoints", "samples", "evaluation", "model", "adapter", "tensorboard"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             for name in ("metrics.jsonl", "summary.json"):
                 (self.folder / name).unlink(missing_ok=True)
