@@ -67,7 +67,9 @@ def test_bad_recipe(name, tmp_path, capsys):
 def test_a_logger_that_is_not_installed(tmp_path, capsys, monkeypatch):
     path = write(tmp_path / "recipe.yaml", grpo(tmp_path / "run", log={"wandb": "mine"}))
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, find=find_spec: None if name == "wandb" else find(name))
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, find=find_spec: None if name == "wandb" else find(name)
+    )
     assert "log.wandb: wandb is not installed; pip install 'r1forge[wandb]'" in refused(capsys, path)
     assert not (tmp_path / "run").exists()
 
