@@ -49,7 +49,7 @@ class Run:
             if wrong:
                 raise RecipeError(
                     f"output_dir: {self.folder} holds a run of another recipe (different: {', '.join(wrong[:5])}); "
-                    "give another output_dir, or resume=never to start over"
+                    "give another output_dir, or resume=never to start over (of a stage: stages.NAME.resume=never)"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.summary_path.unlink(missing_ok=True)  # a run that is begun, or made longer, is not complete
