@@ -2,11 +2,13 @@
 
     accelerate launch -m rl recipes/NAME.yaml [dotted.key=value ...]    run a recipe
     python -m rl check recipes/NAME.yaml [dotted.key=value ...]         validate and estimate; start nothing
-    python -m rl samples RUN_DIR [--verdict unparsed] [--step 10:20] [--full]    list completions of a run
+    python -m rl samples RUN_DIR [--verdict unparsed] [--step 10:20] [--set NAME] [--limit 20] [--full]
+                                                                        list completions of a run
     python -m rl rollout-worker --model PATH --secret-file FILE ...    serve a sampler to trainers (docs/rollouts.md)
     python -m rl report RUN_DIR [--out FILE] [--samples 400]    write a run, or a pipeline of runs, as one HTML file
 
-Exit status: 0 done; 2 the recipe or its input is wrong (one message, no traceback); anything else a failure.
+Exit status: 0 done; 2 the recipe or its input is wrong (one message, no traceback); 130 interrupted; anything else a
+failure. What a recipe may say: docs/recipes.md; `samples`, `report` and `rollout-worker` take --help.
 """
 
 from __future__ import annotations

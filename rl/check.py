@@ -15,7 +15,7 @@ from rewards.spec import RewardSpec
 from rl.check_ahead import check_ahead
 from rl.check_rollout import check_sampling, rollout_table
 from rl.check_tables import adapter_count, batch_table, config_of, memory_table, precision_table
-from rl.recipe import EvaluateSpec, GRPORecipe, RolloutSpec, RunSpec, SFTRecipe, StagesRecipe, TrainSpec
+from rl.recipe import EvaluateSpec, GRPORecipe, LogSpec, RolloutSpec, RunSpec, SFTRecipe, StagesRecipe, TrainSpec
 from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe, LocalTeacher
 from rl.recipe_gkd import GKDRecipe
@@ -49,6 +49,7 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
         _check_writable(recipe.output_dir)
         return check_curation(recipe, made)
     warnings = check_model("model", recipe.model, made)
+    _check_log(recipe.log)
     if recipe.model.lora is not None:
         _check_adapters(recipe.model, made)
     warnings += check_precision(recipe)
@@ -102,6 +103,12 @@ def check_model(field: str, spec: ModelSpec, made: list[str]) -> list[str]:
             f"Qwen/Qwen2.5-1.5B{nearest(folder.name, siblings)}"
         )
     return []
+
+
+def _check_log(spec: LogSpec) -> None:
+    for name in ("wandb", "tensorboard"):
+        if getattr(spec, name) and importlib.util.find_spec(name) is None:
+            raise RecipeError(f"log.{name}: {name} is not installed; pip install 'r1forge[{name}]'")
 
 
 def _check_adapters(spec: ModelSpec, made: list[str]) -> None:

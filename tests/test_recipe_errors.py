@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -60,6 +62,16 @@ def test_bad_recipe(name, tmp_path, capsys):
     for part in expected:
         assert part in message
     assert not (tmp_path / "run").exists()  # nothing was started
+
+
+def test_a_logger_that_is_not_installed(tmp_path, capsys, monkeypatch):
+    path = write(tmp_path / "recipe.yaml", grpo(tmp_path / "run", log={"wandb": "mine"}))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, find=find_spec: None if name == "wandb" else find(name)
+    )
+    assert "log.wandb: wandb is not installed; pip install 'r1forge[wandb]'" in refused(capsys, path)
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_error_is_reported_at_once(tmp_path, capsys):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from report_runs import HOSTILE, grpo_run, pipeline, sample, sft_run, write_run, write_samples
 
 from recipes import PROBLEMS, grpo, sft
@@ -47,6 +48,10 @@ def test_a_run_is_read_whatever_its_state(tmp_path: Path) -> None:
     assert state(read_run(tmp_path / "none", "none")) == "not begun"
     (folder / "metrics.jsonl").unlink()
     assert state(read_run(folder, "run")) == "unfinished, step 0 of 40"
+    distilled = {"pipeline": "gkd", "gkd": {"steps": 7, "prompts_per_step": 4, "samples_per_prompt": 2}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(distilled))
+    assert state(read_run(folder, "run")) == "unfinished, step 0 of 7"
+    assert ("batch", "4 prompts × 2 samples a step") in facts(read_run(folder, "run"))
 
 
 def test_an_evaluation_without_metrics_is_read_from_its_summary(tmp_path: Path) -> None:

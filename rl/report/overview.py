@@ -43,7 +43,7 @@ def state(run: RunData) -> str:
         return "complete"
     if not run.started:
         return "not begun"
-    planned = _at(run.recipe, "grpo.steps") or _at(run.recipe, "sft.steps")
+    planned = _at(run.recipe, f"{run.pipeline}.steps")
     done = max((int(line["step"]) for line in run.training), default=0)
     return f"unfinished, step {done}" + (f" of {planned}" if planned else "")
 
@@ -135,8 +135,8 @@ def _reward(spec: Mapping[str, Any]) -> str:
 
 
 def _batch(recipe: Mapping[str, Any]) -> str:
-    if recipe.get("pipeline") == "grpo":
-        spec = _map(recipe.get("grpo"))
+    if recipe.get("pipeline") in ("grpo", "gkd"):
+        spec = _map(recipe.get(str(recipe["pipeline"])))
         return f"{spec.get('prompts_per_step')} prompts × {spec.get('samples_per_prompt')} samples a step"
     size = _at(recipe, "sft.batch_size")
     return f"{size} documents an update" if size else ""

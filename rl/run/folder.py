@@ -37,7 +37,7 @@ class Run:
     def _open(self) -> None:
         kept = self.folder / "recipe.yaml"
         if self.recipe.resume == "never" and kept.exists():
-            for name in ("checkpoints", "samples", "evaluation", "model", "tensorboard"):
+            for name in ("checkpoints", "samples", "evaluation", "model", "adapter", "tensorboard"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             for name in ("metrics.jsonl", "summary.json"):
                 (self.folder / name).unlink(missing_ok=True)
@@ -49,7 +49,7 @@ class Run:
             if wrong:
                 raise RecipeError(
                     f"output_dir: {self.folder} holds a run of another recipe (different: {', '.join(wrong[:5])}); "
-                    "give another output_dir, or resume=never to start over"
+                    "give another output_dir, or resume=never to start over (of a stage: stages.NAME.resume=never)"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.summary_path.unlink(missing_ok=True)  # a run that is begun, or made longer, is not complete

@@ -3,7 +3,7 @@
     python -m rl rollout-worker --model PATH --secret-file FILE [--engine local|vllm] [--host 127.0.0.1] [--port 0]
         [--device cuda|cpu] [--cores 0-3] [--announce FILE] [--bucket-folder DIR] [engine option=value ...]
 
-Options of the engine are those of LocalEngine (dtype, threads, max_slots, prefill_tokens, draft_tokens,
+Options of the engine are those of LocalEngine (dtype, precision, threads, max_slots, prefill_tokens, draft_tokens,
 record_routing), or vLLM's engine arguments (tensor_parallel_size, gpu_memory_utilization, ...); values are YAML.
 Anybody who knows the secret can replace the weights: see docs/rollouts.md before binding to another address.
 """
