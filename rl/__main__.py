@@ -20,7 +20,8 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    words = arguments[1:] if arguments[:1] == ["check"] else arguments
+    if not arguments or words[:1] in (["-h"], ["--help"]):
         print(__doc__)
         return 0 if arguments else 2
     shadow = shadowed_package()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from rl import yaml_text
 from rl.recipe import EvalRecipe, GRPORecipe, SFTRecipe, StagesRecipe
 from rl.recipe_data import DataRecipe
 from rl.recipe_distill import DistillRecipe
@@ -68,7 +68,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in seen:
         raise RecipeError("extends: recipes extend each other in a circle: " + " -> ".join(p.name for p in seen))
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml_text.parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path.name} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
@@ -121,7 +121,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     if not separator or not key.strip():
         raise RecipeError(f"override {override!r} must look like dotted.key=value")
     try:
-        value = yaml.safe_load(text) if text else None
+        value = yaml_text.parse(text) if text else None
     except yaml.YAMLError as error:
         raise RecipeError(f"override {key}: the value is not valid YAML: {error}") from error
     node: Any = raw
@@ -156,7 +156,7 @@ def validate(raw: Mapping[str, Any]) -> Any:
         said = "is missing" if pipeline is None else f"{pipeline!r} is unknown"
         raise RecipeError(f"pipeline: {said}{nearest(str(pipeline), PIPELINES)}; one of {', '.join(PIPELINES)}")
     try:
-        return TypeAdapter(Recipe).validate_python(_numbers(dict(raw)))
+        return TypeAdapter(Recipe).validate_python(dict(raw))
     except ValidationError as error:
         lines = [_explain(detail, PIPELINES[str(pipeline)]) for detail in error.errors()]
         raise RecipeError("\n".join(dict.fromkeys(lines))) from error
@@ -164,27 +164,13 @@ def validate(raw: Mapping[str, Any]) -> Any:
 
 def dump(recipe: BaseModel) -> str:
     """The resolved recipe as YAML."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml_text.dump(recipe.model_dump(mode="json"))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, or nothing."""
     close = difflib.get_close_matches(name, list(known), 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _numbers(value: Any) -> Any:
-    """YAML reads 3e-6 as text (it wants 3.0e-6); everyone writes 3e-6, so numbers in text form become numbers."""
-    if isinstance(value, dict):
-        return {k: _numbers(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_numbers(v) for v in value]
-    if isinstance(value, str) and _EXPONENT.fullmatch(value):
-        return float(value)
-    return value
-
-
-_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def _explain(detail: ErrorDetails, root: type[BaseModel]) -> str:

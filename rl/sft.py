@@ -61,13 +61,14 @@ class SFT(Training):
                 self.experts.log(sums, auxiliary, tokens, len(batch))
             self.backend.backward(loss)
         rate = learning_rate(self.recipe.optimizer, self.updates, self.total_updates)
-        norm, _ = self.backend.step(rate)
+        norm, updated = self.backend.step(rate)
         self.updates += 1
         return {
             **self.backend.sum(sums),
             **(self.experts.updated(self.updates) if self.experts else {}),
             "grad_norm": norm,
             "learning_rate": rate,
+            "updates_skipped": float(not updated),
             "tokens_trained": float(tokens),
             "epoch": index * spec.batch_size / len(self.documents),
         }

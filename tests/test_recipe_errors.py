@@ -10,6 +10,7 @@ import pytest
 
 from recipes import PROBLEMS, REPO, change, grpo, run, sft, write
 from rl.__main__ import main
+from rl.recipe_io import dump, load_recipe
 
 
 def refused(capsys, path, *overrides) -> str:
@@ -72,6 +73,22 @@ def test_a_logger_that_is_not_installed(tmp_path, capsys, monkeypatch):
     )
     assert "log.wandb: wandb is not installed; pip install 'r1forge[wandb]'" in refused(capsys, path)
     assert not (tmp_path / "run").exists()
+
+
+def test_numbers_with_exponents_and_text_that_looks_like_one(tmp_path):
+    path = write(tmp_path / "r.yaml", grpo(tmp_path / "run"))
+    overrides = ["optimizer.learning_rate=3e-6", 'model.revision="1234e56"', "optimizer.clip=2E0"]
+    recipe = load_recipe(str(path), overrides)
+    assert recipe.optimizer.learning_rate == 3e-6 and recipe.optimizer.clip == 2
+    assert recipe.model.revision == "1234e56"
+    (tmp_path / "kept.yaml").write_text(dump(recipe))
+    assert load_recipe(str(tmp_path / "kept.yaml")) == recipe
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["check", "--help"]])
+def test_help(words, capsys):
+    assert main(words) == 0
+    assert "rollout-worker" in capsys.readouterr().out
 
 
 def test_every_error_is_reported_at_once(tmp_path, capsys):

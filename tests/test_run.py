@@ -169,8 +169,8 @@ def test_the_wheel_carries_the_recipes_and_runs_elsewhere(tmp_path):
     assert "batches of stage grpo" in result.stdout
 
 
-@pytest.mark.parametrize("policy,code", [("stop", 1), ("skip", 0)])
-def test_a_loss_that_is_not_finite_stops_or_is_skipped(policy, code, tmp_path):
+@pytest.mark.parametrize("kind,policy,code", [("grpo", "stop", 1), ("grpo", "skip", 0), ("sft", "skip", 0)])
+def test_a_loss_that_is_not_finite_stops_or_is_skipped(kind, policy, code, tmp_path):
     """The second update's log-probabilities become NaN: nothing of it reaches the weights."""
     poison = (
         "import sys, torch, rl.policy.policy as p\n"
@@ -183,7 +183,11 @@ def test_a_loss_that_is_not_finite_stops_or_is_skipped(policy, code, tmp_path):
         "from rl.__main__ import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    recipe = grpo(tmp_path / "run", grpo__minibatches_per_step=1, optimizer__on_nonfinite=policy)
+    recipe = (
+        grpo(tmp_path / "run", grpo__minibatches_per_step=1, optimizer__on_nonfinite=policy)
+        if kind == "grpo"
+        else sft(tmp_path / "run", optimizer__on_nonfinite=policy, checkpoint__every=1)
+    )
     result = run(str(write(tmp_path / "recipe.yaml", recipe)), code=poison)
     assert result.returncode == code, result.stderr
     saved = sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("step_*"))
@@ -192,6 +196,7 @@ def test_a_loss_that_is_not_finite_stops_or_is_skipped(policy, code, tmp_path):
     else:
         folder = tmp_path / "run" / "checkpoints" / saved[-1]
         assert torch.load(folder / "state.pt")["skipped"] == 1
+        assert [row["updates_skipped"] for row in metrics(tmp_path / "run")][:3] == [0, 1, 0]
         tensors = [tensor for path in (folder / "tensors").iterdir() for tensor in load_file(path).values()]
         assert len(tensors) > 30 and all(torch.isfinite(tensor).all() for tensor in tensors)
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rl import yaml_text
 from rl.recipe import LogSpec
 from rl.recipe_io import RecipeError, dump, validate
 from rl.run.checkpoint import Checkpoints, write_file
@@ -103,11 +104,9 @@ def identity(recipe: Any) -> str:
 
 def _read(kept: Path) -> str:
     """A kept recipe as it would be kept today: fields that have come since then are at their defaults."""
-    import yaml
-
     text = kept.read_text(encoding="utf-8")
     try:
-        return identity(validate(yaml.safe_load(text)))
+        return identity(validate(yaml_text.parse(text)))
     except RecipeError:  # a field of it has gone, so it is another recipe; the text tells where
         return text
 
@@ -126,12 +125,11 @@ def versions() -> dict[str, str]:
 
 def _difference(old: str, new: str) -> list[str]:
     """Dotted fields in which two YAML documents differ."""
-    import yaml
 
     def flat(value: Any, prefix: str = "") -> dict[str, Any]:
         if not isinstance(value, dict):
             return {prefix: value}
         return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}".lstrip(".")).items()}
 
-    a, b = flat(yaml.safe_load(old)), flat(yaml.safe_load(new))
+    a, b = flat(yaml_text.parse(old)), flat(yaml_text.parse(new))
     return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))

@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from rl import yaml_text
 from rl.recipe_io import RecipeError
 from rl.rollout.engine import Engine
 
@@ -138,7 +139,7 @@ def engine_options(given: Sequence[str]) -> dict[str, Any]:
         if not separator or not name.isidentifier():
             raise ValueError(f"engine option {pair!r} must look like name=value")
         try:
-            options[name] = yaml.safe_load(text)
+            options[name] = yaml_text.parse(text)
         except yaml.YAMLError as error:
             raise ValueError(f"engine option {name}: the value is not valid YAML: {error}") from error
     return options
