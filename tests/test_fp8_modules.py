@@ -89,6 +89,19 @@ def test_swiglu_is_that_of_the_rounded_tensors(inner):
         assert error(got, exact) < 1e-3
 
 
+@pytest.mark.parametrize("kind", ["swiglu", "experts"])
+def test_no_tokens_at_all(kind):
+    if kind == "swiglu":
+        network = fp8_swiglu(96, 40)
+    else:
+        network = Routed(filled(Experts(4, 96, 40), torch.bfloat16), torch.zeros(0, 2).long(), torch.zeros(0, 2))
+        to_fp8(network)
+    empty = torch.empty(0, 96, dtype=torch.bfloat16)
+    y, dx, *gradients = run(network, empty, empty)
+    assert y.shape == dx.shape == (0, 96)
+    assert len(gradients) == len(list(network.parameters())) and not any(g.any() for g in gradients)
+
+
 def test_a_swiglu_is_one_expert_with_weight_one():
     """Where all scales are powers of two anyway: 448 in every tile of the input and of the gradient."""
     for dtype in (torch.float32, torch.bfloat16):
@@ -300,6 +313,19 @@ def test_layers_beside_adapters_are_treated_as_without():
     assert "model.layers.0.self_attn.o_proj.base_layer" in found.converted and "lm_head" in found.kept
     powers = {name for name, m in adapted.named_modules() if isinstance(m, Fp8Linear) and m.power_of_two}
     assert powers == {"model.layers.0.self_attn.o_proj.base_layer"}
+
+
+def test_adapters_are_not_in_fp8_and_names_in_skip_are_the_models_own():
+    pytest.importorskip("peft", reason="PEFT is not installed")
+    plain, adapted = tiny_model("llama", layers=2), tiny_model("llama", layers=2)
+    add_adapters(adapted, LoRASpec(r=2), seed=0)
+    wanted, found = (to_fp8(model, skip=["*.q_proj", "model.layers.1.*"]) for model in (plain, adapted))
+    assert [name.removesuffix(".base_layer") for name in found.converted] == wanted.converted
+    assert found.parameters == wanted.parameters and len(found.kept) == len(wanted.kept)
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert {type(adapted.get_submodule(name.removesuffix(".weight"))) for name in trained} == {nn.Linear}
+    with pytest.raises(ValueError, match=r"it has model.layers.0.self_attn.q_proj, model"):
+        to_fp8(tiny_model("llama", layers=1), skip=["*.w_proj"])
 
 
 # ---- sampling ------------------------------------------------------------------------------------------

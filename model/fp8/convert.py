@@ -21,6 +21,7 @@ from model.moe import SwiGLU
 KEPT = ("lm_head", "embed_out", "score", "classifier", "gate", "router", "shared_expert_gate", "eh_proj")
 # Whose input's scales are powers of two, by the same part.
 AFTER_ATTENTION = ("o_proj", "out_proj")
+BESIDE_ADAPTER = ".base_layer"  # what PEFT calls a layer that it puts an adapter beside, below the layer's own name
 
 
 class Conversion(NamedTuple):
@@ -43,8 +44,9 @@ def to_fp8(
     """Turns linear layers of any model, and the SwiGLUs and experts of our own, into FP8 ones, in place.
 
     Parameters stay what and where they are: checkpoints, optimizers and samplers see plain weights. Left as they are:
-    output heads, layers called as in KEPT, subclasses of nn.Linear (adapters), and what `skip` names, as in
-    "model.layers.0.*" or "*.q_proj". Stacked experts of transformers' own models are no linear layers.
+    output heads, layers called as in KEPT, subclasses of nn.Linear, adapters, and what `skip` names, as in
+    "model.layers.0.*" or "*.q_proj" (with or without an adapter). Stacked experts of transformers' own models are no
+    linear layers.
 
     device: where the model will run; None = where it is. keep_weights, weight_rounding: see `Fp8Context`.
 
@@ -54,17 +56,18 @@ def to_fp8(
     device = device or next(model.parameters()).device
     choose(backend, device if device.type != "meta" else "cpu")
     context = Fp8Context(backend, keep_weights=keep_weights, weight_rounding=weight_rounding)
-    found = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Experts)}
+    found = _layers(model)
+    own = {name: name.removesuffix(BESIDE_ADAPTER) for name in found}
     patterns = list(skip)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in found):
-            some = ", ".join(list(found)[:3])
+        if not any(fnmatchcase(name, pattern) for name in own.values()):
+            some = ", ".join(list(own.values())[:3])
             raise ValueError(f"{pattern!r} in skip names no linear layer of this model; it has {some}, ...")
     head = _output_head(model)
     converted: list[str] = []
     for name, module in found.items():
-        last = name.removesuffix(".base_layer").rpartition(".")[2]  # which PEFT puts an adapter beside
-        if module is head or last in KEPT or any(fnmatchcase(name, pattern) for pattern in patterns):
+        last = own[name].rpartition(".")[2]
+        if module is head or last in KEPT or any(fnmatchcase(own[name], pattern) for pattern in patterns):
             continue
         converted.append(name)
         if isinstance(module, Experts):
@@ -78,6 +81,13 @@ def to_fp8(
             Fp8SwiGLU.convert(module)
     parameters = sum(p.numel() for name in converted for p in found[name].parameters())
     return Conversion(converted, [name for name in found if name not in set(converted)], parameters)
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Its linear layers and experts by name, without the small ones that make up an adapter."""
+    modules = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Experts)}
+    adapted = tuple(name.removesuffix(BESIDE_ADAPTER) + "." for name in modules if name.endswith(BESIDE_ADAPTER))
+    return {n: module for n, module in modules.items() if n.endswith(BESIDE_ADAPTER) or not n.startswith(adapted)}
 
 
 def _output_head(model: Any) -> nn.Module | None:
