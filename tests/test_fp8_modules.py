@@ -19,7 +19,7 @@ import model.mla
 from model import MoEForCausalLM
 from model.experts import Experts
 from model.fp8 import Fp8Linear
-from model.fp8.convert import to_fp8
+from model.fp8.convert import in_high_precision, to_fp8
 from model.fp8.feed_forward import Fp8Experts, Fp8SwiGLU
 from model.moe import SwiGLU
 from rl.objective import mismatch
@@ -247,6 +247,7 @@ def test_models_of_transformers(family):
     assert not any(n.split(".")[-1] == "gate" for n in found.converted)
     assert any(n.startswith("model.layers.1.") for n in found.converted)
     assert any(n.startswith("model.layers.0.") for n in found.kept)
+    assert ("model.layers.1.mlp.experts" in found.kept) == (family == "mixtral")
     assert fp8.state_dict().keys() == plain.state_dict().keys()
     ids = token_ids(2, 20) % 101
     gradients = []
@@ -254,6 +255,16 @@ def test_models_of_transformers(family):
         candidate(input_ids=ids, labels=ids).loss.backward()
         gradients.append(torch.cat([p.grad.flatten().float() for p in candidate.parameters() if p.grad is not None]))
     assert 0.001 < error(gradients[1], gradients[0]) < 0.3
+
+
+def test_for_a_while_a_converted_model_is_what_it_was():
+    plain, fp8 = small(), small()
+    to_fp8(fp8)
+    ids = token_ids(1, 9)
+    rounded, expected = fp8(ids).logits, plain(ids).logits
+    with in_high_precision(fp8):
+        assert torch.equal(fp8(ids).logits, expected)
+    assert torch.equal(fp8(ids).logits, rounded) and not torch.equal(rounded, expected)
 
 
 def test_what_cannot_be_converted_is_refused():
@@ -324,8 +335,10 @@ def test_adapters_are_not_in_fp8_and_names_in_skip_are_the_models_own():
     assert found.parameters == wanted.parameters and len(found.kept) == len(wanted.kept)
     trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
     assert {type(adapted.get_submodule(name.removesuffix(".weight"))) for name in trained} == {nn.Linear}
+    again = tiny_model("llama", layers=1)
+    add_adapters(again, LoRASpec(r=2), seed=0)
     with pytest.raises(ValueError, match=r"it has model.layers.0.self_attn.q_proj, model"):
-        to_fp8(tiny_model("llama", layers=1), skip=["*.w_proj"])
+        to_fp8(again, skip=["*.w_proj"])
 
 
 # ---- sampling ------------------------------------------------------------------------------------------

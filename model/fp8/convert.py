@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -24,8 +25,11 @@ AFTER_ATTENTION = ("o_proj", "out_proj")
 BESIDE_ADAPTER = ".base_layer"  # what PEFT calls a layer that it puts an adapter beside, below the layer's own name
 
 
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {Fp8Linear: nn.Linear, Fp8Experts: Experts, Fp8SwiGLU: SwiGLU}
+
+
 class Conversion(NamedTuple):
-    """Names of the layers that compute in FP8 from now on, and of linear layers that do not."""
+    """Names of the layers that compute in FP8 from now on, and of linear layers and stacks of such that do not."""
 
     converted: list[str]
     kept: list[str]
@@ -80,7 +84,24 @@ def to_fp8(
         if type(module) is SwiGLU and all(isinstance(projection, Fp8Linear) for projection in module.children()):
             Fp8SwiGLU.convert(module)
     parameters = sum(p.numel() for name in converted for p in found[name].parameters())
-    return Conversion(converted, [name for name in found if name not in set(converted)], parameters)
+    stacks = {name for name, module in model.named_modules() if any(p.dim() == 3 for p in module.parameters(False))}
+    others = (found.keys() | stacks) - set(converted)
+    kept = [name for name, _ in model.named_modules() if name in others]
+    return Conversion(converted, kept, parameters)
+
+
+@contextmanager
+def in_high_precision(model: nn.Module) -> Iterator[None]:
+    """Within it a converted model computes as it did before."""
+    converted = [module for module in model.modules() if type(module) in PLAIN]
+    kinds = [type(module) for module in converted]
+    for module, kind in zip(converted, kinds, strict=True):
+        module.__class__ = PLAIN[kind]
+    try:
+        yield
+    finally:
+        for module, kind in zip(converted, kinds, strict=True):
+            module.__class__ = kind
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
