@@ -14,6 +14,7 @@ from tiny_models import documents, tiny_model, token_lists, tokenizer
 from tiny_moe import model_of, token_ids
 from torch import nn
 from torch.autograd import gradcheck
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import model.mla
 from model import MoEForCausalLM
@@ -255,6 +256,18 @@ def test_models_of_transformers(family):
         candidate(input_ids=ids, labels=ids).loss.backward()
         gradients.append(torch.cat([p.grad.flatten().float() for p in candidate.parameters() if p.grad is not None]))
     assert 0.001 < error(gradients[1], gradients[0]) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("family", "router"), [("jetmoe", "mlp.router.layer"), ("hunyuan_v1_moe", "mlp.gate.wg"), ("mixtral", None)]
+)
+def test_no_part_of_a_router_is_in_fp8(family, router):
+    sizes = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64, "vocab_size": 50}
+    with torch.device("meta"):
+        moe = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+    found = to_fp8(moe)
+    assert not any({"gate", "router"} & set(name.split(".")) for name in found.converted)
+    assert router is None or f"model.layers.0.{router}" in found.kept
 
 
 def test_for_a_while_a_converted_model_is_what_it_was():

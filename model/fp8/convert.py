@@ -17,10 +17,12 @@ from model.fp8.feed_forward import Fp8Experts, Fp8SwiGLU
 from model.fp8.linear import Fp8Linear
 from model.moe import SwiGLU
 
-# By the last part of their name: output heads, routers, and the projection that joins states and embeddings for
-# multi-token prediction. (Embeddings, norms and the attention itself are no linear layers.)
-KEPT = ("lm_head", "embed_out", "score", "classifier", "gate", "router", "shared_expert_gate", "eh_proj")
-# Whose input's scales are powers of two, by the same part.
+# By the last part of their name: output heads, gates of shared experts, and the projection that joins states and
+# embeddings for multi-token prediction. (Embeddings, norms and the attention itself are no linear layers.)
+KEPT = ("lm_head", "embed_out", "score", "classifier", "shared_expert_gate", "eh_proj")
+# By any part of their name: what a router is made of.
+ROUTERS = frozenset(("gate", "router"))
+# Whose input's scales are powers of two, by the last part.
 AFTER_ATTENTION = ("o_proj", "out_proj")
 BESIDE_ADAPTER = ".base_layer"  # what PEFT calls a layer that it puts an adapter beside, below the layer's own name
 
@@ -48,7 +50,7 @@ def to_fp8(
     """Turns linear layers of any model, and the SwiGLUs and experts of our own, into FP8 ones, in place.
 
     Parameters stay what and where they are: checkpoints, optimizers and samplers see plain weights. Left as they are:
-    output heads, layers called as in KEPT, subclasses of nn.Linear, adapters, and what `skip` names, as in
+    output heads, layers called as in KEPT and ROUTERS, subclasses of nn.Linear, adapters, and what `skip` names, as in
     "model.layers.0.*" or "*.q_proj" (with or without an adapter). Stacked experts of transformers' own models are no
     linear layers.
 
@@ -70,8 +72,11 @@ def to_fp8(
     head = _output_head(model)
     converted: list[str] = []
     for name, module in found.items():
-        last = own[name].rpartition(".")[2]
-        if module is head or last in KEPT or any(fnmatchcase(own[name], pattern) for pattern in patterns):
+        parts = own[name].split(".")
+        last = parts[-1]
+        if module is head or last in KEPT or not ROUTERS.isdisjoint(parts):
+            continue
+        if any(fnmatchcase(own[name], pattern) for pattern in patterns):
             continue
         converted.append(name)
         if isinstance(module, Experts):
