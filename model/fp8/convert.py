@@ -25,8 +25,7 @@ ROUTERS = frozenset(("gate", "router"))
 # Whose input's scales are powers of two, by the last part.
 AFTER_ATTENTION = ("o_proj", "out_proj")
 BESIDE_ADAPTER = ".base_layer"  # what PEFT calls a layer that it puts an adapter beside, below the layer's own name
-
-
+# What layers in FP8 were before.
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {Fp8Linear: nn.Linear, Fp8Experts: Experts, Fp8SwiGLU: SwiGLU}
 
 
@@ -109,7 +108,7 @@ def in_high_precision(model: nn.Module) -> Iterator[None]:
             module.__class__ = kind
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
+def _layers(model: nn.Module) -> dict[str, nn.Linear | Experts]:
     """Its linear layers and experts by name, without the small ones that make up an adapter."""
     modules = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Experts)}
     adapted = tuple(name.removesuffix(BESIDE_ADAPTER) + "." for name in modules if name.endswith(BESIDE_ADAPTER))
