@@ -84,9 +84,9 @@ def to_fp8(
             Fp8Linear.convert(module, context, power_of_two=last in AFTER_ATTENTION)
     if not converted:
         raise ValueError(f"nothing of this {type(model).__name__} can compute in FP8: it has no linear layers for it")
-    for module in model.modules():
-        if type(module) is SwiGLU and all(isinstance(projection, Fp8Linear) for projection in module.children()):
-            Fp8SwiGLU.convert(module)
+    for network in model.modules():
+        if type(network) is SwiGLU and all(isinstance(projection, Fp8Linear) for projection in network.children()):
+            Fp8SwiGLU.convert(network)
     parameters = sum(p.numel() for name in converted for p in found[name].parameters())
     stacks = {name for name, module in model.named_modules() if any(p.dim() == 3 for p in module.parameters(False))}
     others = (found.keys() | stacks) - set(converted)
