@@ -121,13 +121,16 @@ def _check_adapters(spec: ModelSpec, made: list[str]) -> None:
 
 
 def check_precision(recipe: RunSpec) -> list[str]:
-    """That the backend runs on this machine; a warning where moments could stand still."""
+    """That the backend runs on this machine, as it is launched; a warning where moments could stand still."""
     if recipe.precision.kind == "fp8":
         import torch
 
-        from rl.policy.precision import backend_for
+        from rl.policy.precision import backend_for, check_sharding
+        from rl.policy.sharding import Sharding
 
         backend_for(recipe.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        if isinstance(recipe, TrainSpec):
+            check_sharding(recipe.precision, Sharding.of_environment())
     if isinstance(recipe, TrainSpec) and recipe.optimizer.moments == "bfloat16" and recipe.optimizer.betas[1] > 0.99:
         return [
             f"optimizer.betas: with {recipe.optimizer.betas[1]} a bfloat16 second moment misses small changes; "

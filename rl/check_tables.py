@@ -64,8 +64,8 @@ def memory_table(recipe: Any) -> list[str]:
     sharding = Sharding.of_environment()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rows: dict[str, float] = {"weights": count * low}
-    if recipe.precision.kind == "fp8":
-        rows["FP8 weights"] = fp8_layers(config, recipe.precision).parameters * fp8_copies(recipe, sharding)
+    in_fp8 = fp8_layers(config, recipe.precision).parameters if recipe.precision.kind == "fp8" else 0
+    rows["FP8 weights"] = in_fp8 * fp8_copies(recipe, sharding)
     notes = []
     if isinstance(recipe, TrainSpec):
         moments = 8 if recipe.optimizer.moments == "float32" else 4
@@ -92,6 +92,8 @@ def memory_table(recipe: Any) -> list[str]:
         if recipe.grpo.kl.coefficient and spec.lora is None:
             whole = count * (low + 4 * (recipe.grpo.reference.ema is not None))
             rows["reference"] = whole if sharding.whole else whole / world
+            # It has no backward pass, so no transposes; shards have no quantised copies at all.
+            rows["reference's FP8 weights"] = in_fp8 if sharding.kind == "none" else 0
     if isinstance(recipe, GKDRecipe):
         teacher = config_of(recipe.teacher, "teacher")
         if teacher is None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.fp8.convert import in_high_precision
 from rl.evaluate import Evaluator
 from rl.experience import Completion, completions_of
 from rl.policy.backend import load_backend
@@ -57,11 +58,7 @@ class Training(ABC):
         if recipe.model.lora is not None:
             add_adapters(model, recipe.model.lora, recipe.seed)
         self.parameters = sum(p.numel() for p in model.parameters())
-        fp8 = recipe.precision.kind == "fp8"
-        if fp8:  # which multiplies what the order of sums rounds: layouts are checked before
-            plain = Policy(model)
-            plain.check_packing()
-            apply_precision(model, recipe.precision, self.processes, self.folder.progress)
+        apply_precision(model, recipe.precision, self.processes, self.folder.progress)
         self.backend = load_backend(
             model, DTYPES[recipe.model.dtype], recipe.optimizer, self.processes,
             samples=self.samples, reference=self.has_reference,
@@ -69,9 +66,7 @@ class Training(ABC):
         self.experts = ExpertTraining.of(model, moe, self.total_updates, "moe" in recipe.model_fields_set)
         execution = self.backend.execution
         self.policy = Policy(model, temperature=temperature, experts=self.experts, execution=execution)
-        if fp8:
-            self.policy.packed = plain.packed
-        else:
+        with in_high_precision(model):  # FP8 multiplies what the order of sums rounds
             self.policy.check_packing()
         self.evaluator = Evaluator.of(recipe, self.tokenizer, self.processes)
 

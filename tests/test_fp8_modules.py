@@ -14,12 +14,13 @@ from tiny_models import documents, tiny_model, token_lists, tokenizer
 from tiny_moe import model_of, token_ids
 from torch import nn
 from torch.autograd import gradcheck
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import model.mla
 from model import MoEForCausalLM
 from model.experts import Experts
 from model.fp8 import Fp8Linear
-from model.fp8.convert import to_fp8
+from model.fp8.convert import in_high_precision, to_fp8
 from model.fp8.feed_forward import Fp8Experts, Fp8SwiGLU
 from model.moe import SwiGLU
 from rl.objective import mismatch
@@ -87,6 +88,19 @@ def test_swiglu_is_that_of_the_rounded_tensors(inner):
     # A sum that differs in its last bits can round to the next value of E4M3.
     for got, exact in zip((y, dx, d_gate, d_up, d_down), expected, strict=True):
         assert error(got, exact) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["swiglu", "experts"])
+def test_no_tokens_at_all(kind):
+    if kind == "swiglu":
+        network = fp8_swiglu(96, 40)
+    else:
+        network = Routed(filled(Experts(4, 96, 40), torch.bfloat16), torch.zeros(0, 2).long(), torch.zeros(0, 2))
+        to_fp8(network)
+    empty = torch.empty(0, 96, dtype=torch.bfloat16)
+    y, dx, *gradients = run(network, empty, empty)
+    assert y.shape == dx.shape == (0, 96)
+    assert len(gradients) == len(list(network.parameters())) and not any(g.any() for g in gradients)
 
 
 def test_a_swiglu_is_one_expert_with_weight_one():
@@ -234,6 +248,7 @@ def test_models_of_transformers(family):
     assert not any(n.split(".")[-1] == "gate" for n in found.converted)
     assert any(n.startswith("model.layers.1.") for n in found.converted)
     assert any(n.startswith("model.layers.0.") for n in found.kept)
+    assert ("model.layers.1.mlp.experts" in found.kept) == (family == "mixtral")
     assert fp8.state_dict().keys() == plain.state_dict().keys()
     ids = token_ids(2, 20) % 101
     gradients = []
@@ -241,6 +256,26 @@ def test_models_of_transformers(family):
         candidate(input_ids=ids, labels=ids).loss.backward()
         gradients.append(torch.cat([p.grad.flatten().float() for p in candidate.parameters() if p.grad is not None]))
     assert 0.001 < error(gradients[1], gradients[0]) < 0.3
+
+
+@pytest.mark.parametrize(("family", "router"), [("jetmoe", "mlp.router.layer"), ("mixtral", None)])
+def test_no_part_of_a_router_is_in_fp8(family, router):
+    sizes = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64, "vocab_size": 50}
+    with torch.device("meta"):
+        moe = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+    found = to_fp8(moe)
+    assert not any({"gate", "router"} & set(name.split(".")) for name in found.converted)
+    assert router is None or f"model.layers.0.{router}" in found.kept
+
+
+def test_for_a_while_a_converted_model_is_what_it_was():
+    plain, fp8 = small(), small()
+    to_fp8(fp8)
+    ids = token_ids(1, 9)
+    rounded, expected = fp8(ids).logits, plain(ids).logits
+    with in_high_precision(fp8):
+        assert torch.equal(fp8(ids).logits, expected)
+    assert torch.equal(fp8(ids).logits, rounded) and not torch.equal(rounded, expected)
 
 
 def test_what_cannot_be_converted_is_refused():
@@ -300,6 +335,21 @@ def test_layers_beside_adapters_are_treated_as_without():
     assert "model.layers.0.self_attn.o_proj.base_layer" in found.converted and "lm_head" in found.kept
     powers = {name for name, m in adapted.named_modules() if isinstance(m, Fp8Linear) and m.power_of_two}
     assert powers == {"model.layers.0.self_attn.o_proj.base_layer"}
+
+
+def test_adapters_are_not_in_fp8_and_names_in_skip_are_the_models_own():
+    pytest.importorskip("peft", reason="PEFT is not installed")
+    plain, adapted = tiny_model("llama", layers=2), tiny_model("llama", layers=2)
+    add_adapters(adapted, LoRASpec(r=2), seed=0)
+    wanted, found = (to_fp8(model, skip=["*.q_proj", "model.layers.1.*"]) for model in (plain, adapted))
+    assert [name.removesuffix(".base_layer") for name in found.converted] == wanted.converted
+    assert found.parameters == wanted.parameters and len(found.kept) == len(wanted.kept)
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert {type(adapted.get_submodule(name.removesuffix(".weight"))) for name in trained} == {nn.Linear}
+    again = tiny_model("llama", layers=1)
+    add_adapters(again, LoRASpec(r=2), seed=0)
+    with pytest.raises(ValueError, match=r"it has model.layers.0.self_attn.q_proj, model"):
+        to_fp8(again, skip=["*.w_proj"])
 
 
 # ---- sampling ------------------------------------------------------------------------------------------

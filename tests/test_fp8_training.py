@@ -11,13 +11,15 @@ from test_fp8_modules import small
 from test_moe_training import TINY
 from tiny_models import documents
 from tiny_moe import relative, token_ids
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from model import MoEForCausalLM
-from model.fp8 import reference
+from model.fp8 import Fp8Linear, reference
 from model.fp8.convert import to_fp8
 from recipes import SCRATCH, change, grpo, metrics, sft
 from rl.check import check
 from rl.grpo import GRPO
+from rl.policy.load import load_model, load_tokenizer
 from rl.policy.policy import Policy
 from rl.policy.processes import Processes
 from rl.policy.replicated import Replicated
@@ -72,6 +74,24 @@ def test_grpo_in_fp8(dtype, tmp_path):
 def test_a_dense_model_of_transformers_in_fp8(tmp_path):
     (row,) = trained(tmp_path / "run", grpo, model={"scratch": SCRATCH}, **SMALL)
     assert row["grad_norm"] > 0 and row["mismatch/k3"] < 0.02
+
+
+def test_layouts_are_checked_in_the_type_that_the_model_trains_in(tmp_path):
+    """Before layers are in FP8, but after the float32 of loading, which attention for 16 bits does not take."""
+
+    def for_16_bits(module, query, key, value, mask, **options):
+        if query.dtype == torch.float32:
+            raise TypeError("only bfloat16 and float16")
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, None, is_causal=True, **options)
+
+    ALL_ATTENTION_FUNCTIONS.register("for_16_bits", for_16_bits)
+    scratch = validate(sft(tmp_path)).model
+    words = load_tokenizer(scratch)
+    load_model(scratch, words, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    spec = {"path": str(tmp_path / "model"), "attention": "for_16_bits"}
+    policy = SFT(validate(sft(tmp_path / "run", model=spec, precision="fp8")), Processes()).policy
+    assert policy.packed and isinstance(policy.model.model.layers[0].mlp.up_proj, Fp8Linear)
 
 
 @pytest.mark.slow
@@ -189,6 +209,8 @@ def test_check_says_what_runs_where(tmp_path):
     text = check(validate(grpo(tmp_path / "run", model=MODEL, precision={"kind": "fp8", "skip": ["*.q_a_proj"]})))
     assert "# precision\nFP8 on cpu: reference" in text and "model.layers.0.self_attn.q_a_proj" in text
     assert "moments: bfloat16" in text and "FP8 weights" in text and "no warnings" not in text
+    mixtral = {"scratch": {**SCRATCH, "family": "mixtral"}}
+    assert "model.layers.1.mlp.experts," in check(validate(sft(tmp_path / "run", model=mixtral, precision="fp8")))
     text = check(validate(sft(tmp_path / "run", precision="fp8", optimizer__betas=[0.9, 0.999])))
     assert "with 0.999 a bfloat16 second moment misses" in text
 

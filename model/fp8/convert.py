@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -16,15 +17,20 @@ from model.fp8.feed_forward import Fp8Experts, Fp8SwiGLU
 from model.fp8.linear import Fp8Linear
 from model.moe import SwiGLU
 
-# By the last part of their name: output heads, routers, and the projection that joins states and embeddings for
-# multi-token prediction. (Embeddings, norms and the attention itself are no linear layers.)
-KEPT = ("lm_head", "embed_out", "score", "classifier", "gate", "router", "shared_expert_gate", "eh_proj")
-# Whose input's scales are powers of two, by the same part.
+# By the last part of their name: output heads, gates of shared experts, and the projection that joins states and
+# embeddings for multi-token prediction. (Embeddings, norms and the attention itself are no linear layers.)
+KEPT = ("lm_head", "embed_out", "score", "classifier", "shared_expert_gate", "eh_proj")
+# By any part of their name: what a router is made of.
+ROUTERS = frozenset(("gate", "router"))
+# Whose input's scales are powers of two, by the last part.
 AFTER_ATTENTION = ("o_proj", "out_proj")
+BESIDE_ADAPTER = ".base_layer"  # what PEFT calls a layer that it puts an adapter beside, below the layer's own name
+# What layers in FP8 were before.
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {Fp8Linear: nn.Linear, Fp8Experts: Experts, Fp8SwiGLU: SwiGLU}
 
 
 class Conversion(NamedTuple):
-    """Names of the layers that compute in FP8 from now on, and of linear layers that do not."""
+    """Names of the layers that compute in FP8 from now on, and of linear layers and stacks of such that do not."""
 
     converted: list[str]
     kept: list[str]
@@ -43,8 +49,9 @@ def to_fp8(
     """Turns linear layers of any model, and the SwiGLUs and experts of our own, into FP8 ones, in place.
 
     Parameters stay what and where they are: checkpoints, optimizers and samplers see plain weights. Left as they are:
-    output heads, layers called as in KEPT, subclasses of nn.Linear (adapters), and what `skip` names, as in
-    "model.layers.0.*" or "*.q_proj". Stacked experts of transformers' own models are no linear layers.
+    output heads, layers called as in KEPT and ROUTERS, subclasses of nn.Linear, adapters, and what `skip` names, as in
+    "model.layers.0.*" or "*.q_proj" (with or without an adapter). Stacked experts of transformers' own models are no
+    linear layers.
 
     device: where the model will run; None = where it is. keep_weights, weight_rounding: see `Fp8Context`.
 
@@ -54,17 +61,21 @@ def to_fp8(
     device = device or next(model.parameters()).device
     choose(backend, device if device.type != "meta" else "cpu")
     context = Fp8Context(backend, keep_weights=keep_weights, weight_rounding=weight_rounding)
-    found = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Experts)}
+    found = _layers(model)
+    own = {name: name.removesuffix(BESIDE_ADAPTER) for name in found}
     patterns = list(skip)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in found):
-            some = ", ".join(list(found)[:3])
+        if not any(fnmatchcase(name, pattern) for name in own.values()):
+            some = ", ".join(list(own.values())[:3])
             raise ValueError(f"{pattern!r} in skip names no linear layer of this model; it has {some}, ...")
     head = _output_head(model)
     converted: list[str] = []
     for name, module in found.items():
-        last = name.removesuffix(".base_layer").rpartition(".")[2]  # which PEFT puts an adapter beside
-        if module is head or last in KEPT or any(fnmatchcase(name, pattern) for pattern in patterns):
+        parts = own[name].split(".")
+        last = parts[-1]
+        if module is head or last in KEPT or not ROUTERS.isdisjoint(parts):
+            continue
+        if any(fnmatchcase(own[name], pattern) for pattern in patterns):
             continue
         converted.append(name)
         if isinstance(module, Experts):
@@ -73,11 +84,35 @@ def to_fp8(
             Fp8Linear.convert(module, context, power_of_two=last in AFTER_ATTENTION)
     if not converted:
         raise ValueError(f"nothing of this {type(model).__name__} can compute in FP8: it has no linear layers for it")
-    for module in model.modules():
-        if type(module) is SwiGLU and all(isinstance(projection, Fp8Linear) for projection in module.children()):
-            Fp8SwiGLU.convert(module)
+    for network in model.modules():
+        if type(network) is SwiGLU and all(isinstance(projection, Fp8Linear) for projection in network.children()):
+            Fp8SwiGLU.convert(network)
     parameters = sum(p.numel() for name in converted for p in found[name].parameters())
-    return Conversion(converted, [name for name in found if name not in set(converted)], parameters)
+    stacks = {name for name, module in model.named_modules() if any(p.dim() == 3 for p in module.parameters(False))}
+    others = (found.keys() | stacks) - set(converted)
+    kept = [name for name, _ in model.named_modules() if name in others]
+    return Conversion(converted, kept, parameters)
+
+
+@contextmanager
+def in_high_precision(model: nn.Module) -> Iterator[None]:
+    """Within it a converted model computes as it did before."""
+    converted = [module for module in model.modules() if type(module) in PLAIN]
+    kinds = [type(module) for module in converted]
+    for module, kind in zip(converted, kinds, strict=True):
+        module.__class__ = PLAIN[kind]
+    try:
+        yield
+    finally:
+        for module, kind in zip(converted, kinds, strict=True):
+            module.__class__ = kind
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Linear | Experts]:
+    """Its linear layers and experts by name, without the small ones that make up an adapter."""
+    modules = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Experts)}
+    adapted = tuple(name.removesuffix(BESIDE_ADAPTER) + "." for name in modules if name.endswith(BESIDE_ADAPTER))
+    return {n: module for n, module in modules.items() if n.endswith(BESIDE_ADAPTER) or not n.startswith(adapted)}
 
 
 def _output_head(model: Any) -> nn.Module | None:

@@ -106,7 +106,7 @@ class _SwiGLU(torch.autograd.Function):
         d_down = None
         if dy_t is not None:
             d_down = add_gradient(down_proj.weight, partial(ops.fp8_gemm, dy_t, _head(found.out_t, 0, size)))
-        return None if d_x is None else d_x.view(*grad.shape[:-1], -1), *d_weights, d_down, None
+        return None if d_x is None else d_x.view(*grad.shape[:-1], d_x.shape[1]), *d_weights, d_down, None
 
 
 def _whole_tiles(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from rl.policy.processes import Processes
+from rl.policy.sharding import Sharding
 from rl.recipe_io import RecipeError
 from rl.recipe_model import PrecisionSpec
 from rl.run.progress import Progress
@@ -22,11 +23,17 @@ def apply_precision(
     """
     if spec.kind != "fp8":
         return
-    if processes.sharding.kind == "zero":
-        raise RecipeError("precision: fp8 trains replicated or under FSDP2, not with DeepSpeed; choose another backend")
+    if not whole:
+        check_sharding(spec, processes.sharding)
     # Under FSDP2 gathered weights exist around their use only: there is nothing to keep a quantised copy of.
     keep_weights = whole or processes.sharding.kind == "none"
     progress.line(convert(model, spec, processes.device, keep_weights=keep_weights))
+
+
+def check_sharding(spec: PrecisionSpec, sharding: Sharding) -> None:
+    """RecipeError if what the launcher's configuration asks for cannot train in this precision."""
+    if spec.kind == "fp8" and sharding.kind == "zero":
+        raise RecipeError("precision: fp8 trains replicated or under FSDP2, not with DeepSpeed; choose another backend")
 
 
 def convert(model: Any, spec: PrecisionSpec, device: torch.device, *, keep_weights: bool = True) -> str:
