@@ -53,6 +53,8 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
     if recipe.model.lora is not None:
         _check_adapters(recipe.model, made)
     warnings += check_precision(recipe)
+    if isinstance(recipe, TrainSpec):
+        _check_launch(recipe)
     _check_experts(recipe, made)
     if isinstance(recipe, GRPORecipe):
         columns = _check_data("data", recipe.data, made)
@@ -121,22 +123,30 @@ def _check_adapters(spec: ModelSpec, made: list[str]) -> None:
 
 
 def check_precision(recipe: RunSpec) -> list[str]:
-    """That the backend runs on this machine, as it is launched; a warning where moments could stand still."""
+    """That the FP8 backend runs on this machine; a warning where moments could stand still."""
     if recipe.precision.kind == "fp8":
         import torch
 
-        from rl.policy.precision import backend_for, check_sharding
-        from rl.policy.sharding import Sharding
+        from rl.policy.precision import backend_for
 
         backend_for(recipe.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        if isinstance(recipe, TrainSpec):
-            check_sharding(recipe.precision, Sharding.of_environment())
     if isinstance(recipe, TrainSpec) and recipe.optimizer.moments == "bfloat16" and recipe.optimizer.betas[1] > 0.99:
         return [
             f"optimizer.betas: with {recipe.optimizer.betas[1]} a bfloat16 second moment misses small changes; "
             "0.95 is usual, or set optimizer.moments: float32"
         ]
     return []
+
+
+def _check_launch(recipe: TrainSpec) -> None:
+    """What the launcher's configuration asks for is here, and trains in this precision."""
+    from rl.policy.precision import check_sharding
+    from rl.policy.sharding import LaunchError, Sharding
+
+    sharding = Sharding.of_environment()
+    check_sharding(recipe.precision, sharding)
+    if sharding.kind == "zero" and importlib.util.find_spec("deepspeed") is None:
+        raise LaunchError(f"{sharding} needs DeepSpeed: pip install 'r1forge[deepspeed]'")
 
 
 def _check_experts(recipe: Any, made: list[str]) -> None:

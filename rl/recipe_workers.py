@@ -126,7 +126,7 @@ def check_mode(engine: Engine, mode: Mode, workers: WorkersSpec | None) -> None:
     if mode == "colocate":
         if engine == "local":
             raise ValueError("mode: colocate is for engine: vllm; a local engine in the trainer is mode: inprocess")
-        known = {"options", "probe_tolerance", "bucket_mb", "weights"}
+        known = {"options", "probe_tolerance", "weights"}
         other = (workers.model_fields_set if workers else set()) - known
         if other:
             raise ValueError(f"workers.{min(other)} means nothing with mode: colocate, which has no worker processes")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -65,13 +64,15 @@ def test_bad_recipe(name, tmp_path, capsys):
     assert not (tmp_path / "run").exists()  # nothing was started
 
 
-def test_a_logger_that_is_not_installed(tmp_path, capsys, monkeypatch):
-    path = write(tmp_path / "recipe.yaml", grpo(tmp_path / "run", log={"wandb": "mine"}))
-    monkeypatch.setitem(sys.modules, "wandb", None)
+def test_what_is_not_installed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name, find=find_spec: None if name == "wandb" else find(name)
+        "importlib.util.find_spec", lambda name, find=find_spec: None if name in ("wandb", "deepspeed") else find(name)
     )
+    path = write(tmp_path / "recipe.yaml", grpo(tmp_path / "run", log={"wandb": "mine"}))
     assert "log.wandb: wandb is not installed; pip install 'r1forge[wandb]'" in refused(capsys, path)
+    path = write(tmp_path / "recipe.yaml", grpo(tmp_path / "run"))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert "DeepSpeed: pip install 'r1forge[deepspeed]'" in refused(capsys, path)
     assert not (tmp_path / "run").exists()
 
 
@@ -169,7 +170,7 @@ def test_launcher_and_process_group_must_agree(tmp_path):
     for environment in (silent, {"RANK": "1"}):
         result = run(str(path), env=environment)
         assert result.returncode == 2 and "MULTI_GPU" in result.stderr, result.stderr
-    result = run(str(path), env={"ACCELERATE_USE_DEEPSPEED": "true"})
+    result = run(str(path), env={"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})
     assert result.returncode == 2 and "no process group was started" in result.stderr
 
 

@@ -184,6 +184,7 @@ def test_two_trainer_processes_whose_workers_are_killed(tmp_path):
         ({"mode": "colocate"}, "mode: colocate is for engine: vllm"),
         ({"workers": {"count": 1}}, "mean nothing with mode: inprocess"),
         ({"engine": "vllm", "mode": "colocate", "workers": {"count": 1}}, "workers.count means nothing"),
+        ({"engine": "vllm", "mode": "colocate", "workers": {"bucket_mb": 64}}, "workers.bucket_mb means nothing"),
         ({"mode": "server", "workers": {"urls": ["http://a:1"]}}, "needs workers.secret_file"),
         ({"mode": "server", "workers": {"urls": ["a:1"], "secret_file": "s"}}, "must look like http://HOST:PORT"),
         (
