@@ -10,9 +10,9 @@ many per cent.
 The precisions see the same documents in the same order from the same initial weights. FP8 is one word of the recipe,
 `precision: fp8`, and then also has bfloat16 Adam moments. How far float32 is from bfloat16 says how far apart runs come
 that differ by far less rounding. Reported: the mean loss of the last 100 updates (of the last tenth, if there are fewer
-than 1,000) of each run, the relative gap of each pair, its mean and standard error, and how far apart seeds of bfloat16
-are. Writes losses.csv, losses.png (needs the extra `bench`) and summary.json. Runs are ordinary recipes; one that is
-complete is not run again.
+than 1,000) of each run, the relative gap of each pair, its mean and standard error, how far apart seeds of bfloat16
+are, and the losses of one set of weights in each precision on the same texts. Writes losses.csv, losses.png (needs the
+extra `bench`) and summary.json. Runs are ordinary recipes; one that is complete is not run again.
 """
 
 from __future__ import annotations
@@ -51,10 +51,15 @@ def recipe(precision: str, seed: int, options: argparse.Namespace, folder: Path)
     }
 
 
+def averaged(steps: int) -> int:
+    """Over how many of the last updates."""
+    return min(100, max(1, steps // 10))
+
+
 def summarise(losses: Losses, seeds: list[int]) -> dict[str, Any]:
     """Last losses, relative gaps of pairs and the relative spread of bfloat16's seeds."""
     steps = len(next(iter(losses.values())))
-    last = min(100, max(1, steps // 10))
+    last = averaged(steps)
     means = {precision: [mean(losses[precision, seed][-last:]) for seed in seeds] for precision in PRECISIONS}
     plain = means[PRECISIONS[0]]
     gaps = {p: [other / one - 1 for other, one in zip(means[p], plain, strict=True)] for p in PRECISIONS[1:]}
@@ -83,6 +88,38 @@ def table(seeds: list[int], summary: dict[str, Any]) -> str:
             lines.append(f"{other}: mean gap {mean_gap:+.3%} ± {error:.3%} (s.e. of {len(seeds)} pairs)")
         lines.append(f"spread of {PRECISIONS[0]} over seeds {summary['seed_spread']:.3%} (standard deviation)")
     return "\n\n".join(lines)
+
+
+def scored(seed: int, options: argparse.Namespace) -> list[float]:
+    """Losses by precision of the *same* weights, the last of the bfloat16 run, on the texts of its last 100 updates."""
+    import torch
+
+    from model.fp8.convert import to_fp8
+    from rl.documents import training_documents
+    from rl.policy.load import cast_parameters, load_model, load_tokenizer
+    from rl.policy.policy import Policy
+    from rl.prompts import permuted
+    from rl.recipe_io import validate
+    from rl.recipe_model import ModelSpec
+
+    trained = validate(recipe(PRECISIONS[0], seed, options, options.out / f"{PRECISIONS[0]}-{seed}"))
+    spec = ModelSpec(path=str(Path(trained.output_dir) / "model"))
+    tokenizer = load_tokenizer(spec)
+    documents, _ = training_documents(trained, tokenizer)
+    last = range((options.steps - averaged(options.steps)) * options.batch, options.steps * options.batch)
+    texts = [documents[permuted(place, len(documents), seed)] for place in last]
+    found = []
+    for precision in PRECISIONS:
+        model = load_model(spec, tokenizer, dtype=torch.float32)
+        if precision != "float32":
+            cast_parameters(model, torch.bfloat16)
+        if precision == "fp8":
+            to_fp8(model, backend=options.backend)
+        policy = Policy(model)
+        with torch.inference_mode():
+            logps = [policy.logprobs(pack)[0].double().sum() for pack in policy.pack(texts, 8192)]
+        found.append(-float(sum(logps)) / sum(len(text.completion_ids) for text in texts))
+    return found
 
 
 def write_curves(losses: Losses, out: Path) -> None:
@@ -133,9 +170,14 @@ def main() -> None:
         precision: median(row["time/step"] for seed in options.seeds for row in rows[precision, seed])
         for precision in PRECISIONS
     }
+    summary["same_weights"] = [scored(seed, options) for seed in options.seeds]
     (options.out / "summary.json").write_text(json.dumps(summary, indent=1))
     print(f"mean loss of the last {summary['averaged']} of {summary['steps']} updates, nats a token\n")
     print(table(options.seeds, summary))
+    print("\nthe same weights (of bf16), scored in each")
+    for seed, values in zip(options.seeds, summary["same_weights"], strict=True):
+        gaps = (f"{p} {value / values[0] - 1:+.4%}" for p, value in zip(PRECISIONS[1:], values[1:], strict=True))
+        print(f"seed {seed}: " + ", ".join(gaps))
     print("seconds a step: " + ", ".join(f"{p} {s:.2f}" for p, s in summary["seconds_per_step"].items()))
     learning.save_plot(lambda plt: draw(plt, losses), options.out / "losses.png")
 
