@@ -54,7 +54,7 @@ def _preflight_one(recipe: Any, made: list[str]) -> list[str]:
         _check_adapters(recipe.model, made)
     warnings += check_precision(recipe)
     if isinstance(recipe, TrainSpec):
-        _check_launch(recipe)
+        check_launch(recipe)
     _check_experts(recipe, made)
     if isinstance(recipe, GRPORecipe):
         columns = _check_data("data", recipe.data, made)
@@ -138,7 +138,7 @@ def check_precision(recipe: RunSpec) -> list[str]:
     return []
 
 
-def _check_launch(recipe: TrainSpec) -> None:
+def check_launch(recipe: TrainSpec) -> None:
     """What the launcher's configuration asks for is here, and trains in this precision."""
     from rl.policy.precision import check_sharding
     from rl.policy.sharding import LaunchError, Sharding

@@ -12,7 +12,7 @@ from tiny_models import tiny_model
 
 from model.fp8.weights import QuantizedWeight
 from recipes import SCRATCH, grpo
-from rl.check import check_precision
+from rl.check import check_launch
 from rl.check_tables import memory_table
 from rl.grpo import GRPO
 from rl.policy.precision import apply_precision
@@ -65,10 +65,10 @@ def test_a_reference_without_quantised_weights_counts_none(monkeypatch, tmp_path
 
 def test_check_refuses_a_launcher_that_the_run_would_refuse(monkeypatch, tmp_path):
     recipe = recipe_of(tmp_path)
-    check_precision(recipe)
+    check_launch(recipe)
     launched(monkeypatch, WORLD_SIZE="2", **ZERO)
     with pytest.raises(RecipeError, match="not with DeepSpeed"):
-        check_precision(recipe)
+        check_launch(recipe)
 
 
 def test_what_stays_whole_runs_in_fp8_under_any_launcher():
