@@ -97,14 +97,13 @@ def to_fp8(
 @contextmanager
 def in_high_precision(model: nn.Module) -> Iterator[None]:
     """Within it a converted model computes as it did before."""
-    converted = [module for module in model.modules() if type(module) in PLAIN]
-    kinds = [type(module) for module in converted]
-    for module, kind in zip(converted, kinds, strict=True):
+    kinds = {module: type(module) for module in model.modules() if type(module) in PLAIN}
+    for module, kind in kinds.items():
         module.__class__ = PLAIN[kind]
     try:
         yield
     finally:
-        for module, kind in zip(converted, kinds, strict=True):
+        for module, kind in kinds.items():
             module.__class__ = kind
 
 
