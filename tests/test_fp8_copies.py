@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_fp8_modules import sampled, small
+from test_fp8_modules import small
+from test_fp8_sampling import sampled
 from tiny_models import tokenizer
 
 from model.fp8 import reference
